@@ -1,0 +1,100 @@
+"""What an image becomes for a language model: codes, features or patches; and the two protocols that make and draw them.
+
+Dimension key: I images · W views of one image · N visual tokens · C visual width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rebus.document import Image
+
+Purpose = Literal["understanding", "generation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """An image as words of a visual vocabulary: int64 `ids_N`, each 0..K-1."""
+
+    ids_N: Tensor
+    source: str
+    """Tokenizer name and weights hash; a grammar refuses codes of another source."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """An image as vectors: one row of them per view, and where each view lies in the image."""
+
+    x_WNC: Tensor
+    source: str
+    position_W2: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """All patch vectors of an image and which of them are kept (the dropped ones still feed the merger)."""
+
+    x_NC: Tensor
+    keep_N: Tensor
+    source: str
+
+
+VisualTokens = Codes | Features | Patches
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an image being drawn is: `step` of `of`, and what it looks like so far where that is known."""
+
+    step: int
+    of: int
+    preview: PIL.Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class ImageSampling:
+    """How a detokenizer draws. `None` leaves a value to the detokenizer's own config (the paper's number)."""
+
+    steps: int | None = None
+    """Denoising steps."""
+    guidance: float | None = None
+    """Classifier-free guidance scale of the diffusion model."""
+    noise_level: int | None = None
+    """unCLIP only: how much noise is added to the image embedding, 0..999."""
+
+
+class VisualTokenizer(Protocol):
+    """Images → tokens."""
+
+    def encode(
+        self,
+        images: Sequence[Image],
+        purposes: set[Purpose],
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[Image]:
+        """The images with `understood` and/or `generated` filled, both from one and the same draw."""
+        ...
+
+
+class Detokenizer(Protocol):
+    """Tokens → images."""
+
+    def decode(
+        self,
+        tokens: Sequence[VisualTokens],
+        *,
+        sources: Sequence[PIL.Image.Image | None],
+        negatives: Sequence[VisualTokens | None],
+        generators: Sequence[torch.Generator],
+        sampling: ImageSampling,
+    ) -> Iterator[Progress | PIL.Image.Image]:
+        """`Progress` while it draws, then one image for each of `tokens`, in order."""
+        ...

@@ -1,0 +1,118 @@
+"""Multi-head attention, feed-forward and the pre-norm block, as vision transformers use them.
+
+Dimension key: B batch · L queries · S keys · C width · H heads · E head width
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+AttentionBias = Literal["qkv", "qv"]
+"""`qkv`: all three projections have a bias. `qv`: the key has none (EVA-CLIP); softmax cannot see a key bias anyway."""
+
+
+def attend(
+    q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention over `heads` contiguous slices of the width → x_BLC.
+
+    `mask` broadcasts to [B, H, L, S]: boolean (true = may look) or a number added to the scores.
+    """
+    q_BHLE, k_BHSE, v_BHSE = (rearrange(x, "b l (h e) -> b h l e", h=heads) for x in (q_BLC, k_BSC, v_BSC))
+    x_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHSE, v_BHSE, attn_mask=mask, dropout_p=dropout)
+    return rearrange(x_BHLE, "b h l e -> b l (h e)")
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with one fused projection; its rows are all of q, then all of k, then all of v."""
+
+    def __init__(self, width: int, heads: int, *, bias: AttentionBias = "qkv") -> None:
+        super().__init__()
+        self.heads = heads
+        self.bias = bias
+        self.qkv = nn.Linear(width, 3 * width, bias=bias == "qkv")
+        if bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BLC: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x_BLC → x_BLC; `mask` as in `attend`."""
+        bias = self.qkv.bias
+        if self.bias == "qv":
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        q_BLC, k_BLC, v_BLC = F.linear(x_BLC, self.qkv.weight, bias).chunk(3, dim=-1)
+        return self.proj(attend(q_BLC, k_BLC, v_BLC, self.heads, mask))
+
+
+class CrossAttention(nn.Module):
+    """Attention whose keys and values come from another sequence, possibly of another width."""
+
+    def __init__(self, width: int, heads: int, *, source_width: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(source_width or width, width)
+        self.value = nn.Linear(source_width or width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BLC: Tensor, source_BSC: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x_BLC and what it looks at → x_BLC; `mask` as in `attend`."""
+        return self.proj(attend(self.query(x_BLC), self.key(source_BSC), self.value(source_BSC), self.heads, mask))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """x_BLC → x_BLC."""
+        return self.fc2(F.gelu(self.fc1(x_BLC)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_hidden: int, *, eps: float = 1e-6, bias: AttentionBias = "qkv"
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = SelfAttention(width, heads, bias=bias)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, mlp_hidden)
+
+    def forward(self, x_BLC: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x_BLC → x_BLC; `mask` as in `attend`."""
+        x_BLC = x_BLC + self.attn(self.norm1(x_BLC), mask)
+        return x_BLC + self.mlp(self.norm2(x_BLC))
+
+
+@torch.no_grad()
+def init_transformer(blocks: nn.ModuleList, generator: torch.Generator | None = None) -> None:
+    """Linear weights from a normal of std 0.02 cut at ±2, biases zero, norms one and zero; then the two projections
+    that write into the residual stream of block l (from 1) are divided by sqrt(2 l), as BEiT and EVA do."""
+    for depth, block in enumerate(blocks, 1):
+        init_linears(block, generator)
+        assert isinstance(block, Block)
+        for linear in (block.attn.proj, block.mlp.fc2):
+            linear.weight /= (2 * depth) ** 0.5
+
+
+@torch.no_grad()
+def init_linears(module: nn.Module, generator: torch.Generator | None = None, std: float = 0.02) -> None:
+    """Every linear layer of `module`: weight from a normal of `std` cut at ±2, bias zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=std, generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -54,7 +54,7 @@ NOISE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3
         (b"hello, this is text", "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (png(NOISE)[:-600], "cut-off"),
-        (png(NOISE)[:30], "cut-off"),
+        (png(NOISE)[:30], "not a picture"),
         (encoded(NOISE, "JPEG")[:900], "cut-off"),
         (png_header(50_000, 50_000), "64,000,000 pixels"),
         (png_header(9_000, 9_000), "9,000 × 9,000"),

@@ -43,27 +43,30 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BLC: Tensor, mask: Tensor | None = None) -> Tensor:
         """x_BLC → x_BLC; `mask` as in `attend`."""
-        bias = self.qkv.bias
+        bias: Tensor = self.qkv.bias
         if self.bias == "qv":
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         q_BLC, k_BLC, v_BLC = F.linear(x_BLC, self.qkv.weight, bias).chunk(3, dim=-1)
         return self.proj(attend(q_BLC, k_BLC, v_BLC, self.heads, mask))
 
 
-class CrossAttention(nn.Module):
-    """Attention whose keys and values come from another sequence, possibly of another width."""
+class Attention(nn.Module):
+    """Attention with separate projections, over another sequence (possibly of another width) or over its own."""
 
-    def __init__(self, width: int, heads: int, *, source_width: int | None = None) -> None:
+    def __init__(self, width: int, heads: int, *, source_width: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
+        self.dropout = dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(source_width or width, width)
         self.value = nn.Linear(source_width or width, width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BLC: Tensor, source_BSC: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x_BLC and what it looks at → x_BLC; `mask` as in `attend`."""
-        return self.proj(attend(self.query(x_BLC), self.key(source_BSC), self.value(source_BSC), self.heads, mask))
+        """x_BLC and what it looks at → x_BLC; `mask` as in `attend`; `dropout` of the weights while training."""
+        dropout = self.dropout if self.training else 0.0
+        q_BLC, k_BSC, v_BSC = self.query(x_BLC), self.key(source_BSC), self.value(source_BSC)
+        return self.proj(attend(q_BLC, k_BSC, v_BSC, self.heads, mask, dropout))
 
 
 class MLP(nn.Module):
@@ -116,3 +119,14 @@ def init_linears(module: nn.Module, generator: torch.Generator | None = None, st
             nn.init.trunc_normal_(part.weight, std=std, generator=generator)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+@torch.no_grad()
+def init_linears_by_width(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Every linear layer of `module`: weight and bias uniform within ±1/sqrt(inputs), which is torch's own default."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            bound = part.in_features**-0.5
+            for values in (part.weight, part.bias):
+                if values is not None:
+                    nn.init.uniform_(values, -bound, bound, generator=generator)

@@ -1,0 +1,191 @@
+"""Vector quantisation: a vector becomes the index of its nearest codebook entry.
+
+`VectorQuantizer` trains its codebook by gradient (SEED); `EmaQuantizer` moves it to the running mean of what was
+assigned to each entry (LaVIT). Both can start from k-means and revive entries that nothing is assigned to.
+
+Dimension key: T vectors · K codebook entries · C codebook width · … any leading axes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LossOrder = Literal["legacy", "standard"]
+"""What `beta` weighs: `standard` the commitment of the encoder (VQ-VAE), `legacy` the codebook's term (SEED's code)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """What quantising gives: entries with straight-through gradient, their ids, and the loss that trains both sides."""
+
+    x: Tensor
+    """[…, C], equal to the entries in value, with the gradient of the input."""
+    ids: Tensor
+    """[…] int64, 0..K-1."""
+    loss: Tensor
+    """Scalar."""
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook that is looked up by Euclidean distance and trained by gradient."""
+
+    def __init__(
+        self,
+        codebook_size: int,
+        width: int,
+        *,
+        beta: float = 0.25,
+        order: LossOrder = "standard",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.beta = beta
+        self.order: LossOrder = order
+        self.codebook_KC = nn.Parameter(torch.empty(codebook_size, width))
+        nn.init.uniform_(self.codebook_KC, -1 / codebook_size, 1 / codebook_size, generator=generator)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """[…, C] → ids […]: the nearest entry, the lowest id among equals.
+
+        Always in float32: the gap between the two nearest entries is often smaller than half precision resolves.
+        """
+        return nearest(x.flatten(0, -2), self.codebook_KC).view(x.shape[:-1])
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Ids […] → entries […, C]."""
+        return F.embedding(ids, self.codebook_KC)
+
+    def forward(self, x: Tensor) -> Quantized:
+        """[…, C] → `Quantized`; the loss is mean squared error in both directions, `beta` times on one of them."""
+        ids = self.encode(x)
+        entries = self.decode(ids)
+        commitment = F.mse_loss(x, entries.detach())
+        codebook = F.mse_loss(entries, x.detach())
+        loss = commitment + self.beta * codebook if self.order == "legacy" else codebook + self.beta * commitment
+        return Quantized(x + (entries - x).detach(), ids, loss)
+
+    @torch.no_grad()
+    def start_from(self, x_TC: Tensor, generator: torch.Generator | None = None, *, steps: int = 10) -> None:
+        """Sets the codebook to the k-means centres of `x_TC` (a first batch or several)."""
+        self.codebook_KC.copy_(kmeans(x_TC.float(), len(self.codebook_KC), generator, steps=steps))
+
+    @torch.no_grad()
+    def revive(self, dead_K: Tensor, x_TC: Tensor, generator: torch.Generator | None = None) -> int:
+        """Moves the entries where `dead_K` is true onto random vectors of `x_TC`; returns how many were moved."""
+        dead_D = dead_K.nonzero().flatten()
+        self.codebook_KC[dead_D] = _pick(x_TC, len(dead_D), generator).to(self.codebook_KC.dtype)
+        return len(dead_D)
+
+
+class EmaQuantizer(VectorQuantizer):
+    """A codebook that follows the running mean of the vectors assigned to each entry; only the encoder has a loss."""
+
+    hits_K: Tensor
+    sum_KC: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int,
+        width: int,
+        *,
+        beta: float = 1.0,
+        decay: float = 0.99,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(codebook_size, width, beta=beta, generator=generator)
+        self.decay = decay
+        self.codebook_KC.requires_grad_(False)
+        self.register_buffer("hits_K", torch.zeros(codebook_size))
+        self.register_buffer("sum_KC", torch.zeros(codebook_size, width))
+
+    def forward(self, x: Tensor) -> Quantized:
+        """[…, C] → `Quantized`; the loss is `beta` times the commitment. The codebook moves in `update`."""
+        ids = self.encode(x)
+        entries = self.decode(ids)
+        return Quantized(x + (entries - x).detach(), ids, self.beta * F.mse_loss(x, entries))
+
+    @torch.no_grad()
+    def update(self, x: Tensor, ids: Tensor) -> None:
+        """One step of the running means with the vectors […, C] and their ids, over all processes; entries that have
+        never been hit stay where they are."""
+        x_TC, ids_T = x.flatten(0, -2).float(), ids.flatten()
+        hits_K = torch.bincount(ids_T, minlength=len(self.hits_K)).to(self.hits_K.dtype)
+        sum_KC = torch.zeros_like(self.sum_KC).index_add_(0, ids_T, x_TC.to(self.sum_KC.dtype))
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(hits_K)
+            dist.all_reduce(sum_KC)
+        self.hits_K.lerp_(hits_K, 1 - self.decay)
+        self.sum_KC.lerp_(sum_KC, 1 - self.decay)
+        mean_KC = self.sum_KC / self.hits_K.clamp(min=1e-12)[:, None]
+        self.codebook_KC.copy_(torch.where(self.hits_K[:, None] > 1e-12, mean_KC, self.codebook_KC))
+
+    @torch.no_grad()
+    def revive(self, dead_K: Tensor, x_TC: Tensor, generator: torch.Generator | None = None) -> int:
+        """As for the parent; the running means of the moved entries start again."""
+        moved = super().revive(dead_K, x_TC, generator)
+        self.hits_K[dead_K] = 0
+        self.sum_KC[dead_K] = 0
+        return moved
+
+
+class CodeUsage:
+    """How often each entry was used lately: counts that decay by `decay` with every batch added."""
+
+    def __init__(self, codebook_size: int, *, decay: float = 0.99) -> None:
+        self.counts_K = torch.zeros(codebook_size, dtype=torch.float64)
+        self.decay = decay
+
+    def add(self, ids: Tensor) -> None:
+        """Counts a batch of ids of any shape."""
+        self.counts_K *= self.decay
+        self.counts_K += torch.bincount(ids.detach().flatten().cpu(), minlength=len(self.counts_K))
+
+    def dead_K(self, threshold: float = 0.01) -> Tensor:
+        """True for the entries whose decayed count is below `threshold`."""
+        return self.counts_K < threshold
+
+
+def usage(ids: Tensor, codebook_size: int) -> tuple[int, float]:
+    """Of ids of any shape: how many different entries occur, and the perplexity of their distribution (1..K)."""
+    counts_K = torch.bincount(ids.flatten(), minlength=codebook_size).double()
+    share = counts_K[counts_K > 0] / counts_K.sum()
+    return len(share), float(torch.exp(-(share * share.log()).sum()))
+
+
+def nearest(x_TC: Tensor, codebook_KC: Tensor) -> Tensor:
+    """ids_T of the entries at the smallest Euclidean distance, in float32 whatever the surrounding autocast."""
+    with torch.autocast(x_TC.device.type, enabled=False):
+        x_TC, codebook_KC = x_TC.float(), codebook_KC.float()
+        return distances(x_TC, codebook_KC).argmin(dim=-1)
+
+
+def distances(x_TC: Tensor, codebook_KC: Tensor) -> Tensor:
+    """Squared Euclidean distances_TK as |x|² + |e|² − 2 x·e."""
+    return x_TC.square().sum(1, keepdim=True) + codebook_KC.square().sum(1) - 2 * x_TC @ codebook_KC.T
+
+
+@torch.no_grad()
+def kmeans(x_TC: Tensor, clusters: int, generator: torch.Generator | None = None, *, steps: int = 10) -> Tensor:
+    """Centres [clusters, C] after `steps` of Lloyd's algorithm from random vectors of `x_TC`; a centre that nothing is
+    nearest to stays where it is."""
+    centre_KC = _pick(x_TC, clusters, generator)
+    for _ in range(steps):
+        ids_T = nearest(x_TC, centre_KC)
+        hits_K = torch.bincount(ids_T, minlength=clusters).to(x_TC.dtype)
+        sum_KC = torch.zeros_like(centre_KC).index_add_(0, ids_T, x_TC)
+        centre_KC = torch.where(hits_K[:, None] > 0, sum_KC / hits_K.clamp(min=1)[:, None], centre_KC)
+    return centre_KC
+
+
+def _pick(x_TC: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """`count` random rows: without repetition while there are enough, then each row again."""
+    device = x_TC.device if generator is None else generator.device
+    order_T = torch.randperm(len(x_TC), generator=generator, device=device).to(x_TC.device)
+    return x_TC[order_T.repeat(-(-count // len(x_TC)))[:count]].clone()

@@ -1,0 +1,1 @@
+"""One folder for each paper; the folders are the registry. No paper imports another."""

@@ -1,0 +1,277 @@
+"""SEED's tokenizer: an image becomes 32 codes, and codes become the image embedding that its image decoder takes
+(SEED section 3.1, SEED-LLaMA section 3.1).
+
+    pixels ─ features ─▶ x_ISC ─ causal_embeddings ─▶ x_INC ─ quantize ─▶ ids_IN, z_INE
+    z_INE ─ embed_codes ─▶ image embedding            z_INE ─ reconstruct_embeddings ─▶ x_INC (training only)
+
+Dimension key: I images · S tokens of the vision encoder · N codes of an image · C width · E code width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from rebus.document import Image
+from rebus.errors import RebusError
+from rebus.images import CLIP_MEAN, CLIP_STD, RGB, Resize, prepare
+from rebus.nn.attention import Block, init_linears_by_width, init_transformer
+from rebus.nn.quantize import LossOrder, Quantized, VectorQuantizer
+from rebus.nn.vit import ViT, ViTConfig
+from rebus.papers.seed.qformer import QFormer, QFormerConfig
+from rebus.visual import Codes, Purpose
+
+AT_ONCE = 64
+"""Images that `encode` puts through the vision encoder together."""
+
+
+@dataclass(frozen=True)
+class SeedTokenizerConfig:
+    """Sizes and choices of SEED's tokenizer; the defaults are the released SEED-2 tokenizer."""
+
+    vision: ViTConfig = field(default_factory=ViTConfig)
+    """The vision encoder."""
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    """The causal Q-Former; its number of queries is the number of codes of an image."""
+    vision_eps: float = 1e-5
+    """Epsilon of the layer norm between the two."""
+    codebook_size: int = 8192
+    """Entries of the codebook."""
+    code_width: int = 32
+    """Width of an entry."""
+    commitment: float = 0.25
+    """Weight beta in the quantiser's loss."""
+    loss_order: LossOrder = "legacy"
+    """Which term beta weighs; SEED's code weighs the codebook's and not, as VQ-VAE does, the commitment."""
+    decoder_depth: int = 4
+    """Blocks of each of the two decoders from codes."""
+    decoder_heads: int = 12
+    """Attention heads of the decoders."""
+    decoder_hidden: int = 3072
+    """Hidden width of the decoders' feed-forwards."""
+    head: Literal["mlp", "reverse"] = "mlp"
+    """How decoded codes become the image embedding. `mlp`: each is shrunk, all are laid end to end, one linear layer
+    (the released weights). `reverse`: learned queries of a bidirectional Q-Former read them (the training script)."""
+    head_widths: tuple[int, ...] = (256, 128, 32)
+    """`mlp`: the widths that each decoded code is shrunk through."""
+    reverse_depth: int = 4
+    """`reverse`: layers of that Q-Former. (The published inference class would build 12, which fits no weights.)"""
+    reverse_queries: int = 1
+    """`reverse`: number of its queries. SEED v1 has 77, one for each text state of Stable Diffusion 1.4."""
+    image_width: int = 1024
+    """Width of the image embedding (CLIP ViT-H/14: 1,024; text states of SD 1.4 in SEED v1: 768)."""
+    resize: Resize = "bilinear"
+    """How an image is stretched to the encoder's square. The released language models read `bilinear`; the tokenizer
+    itself was trained and evaluated with `bicubic`."""
+    mean: RGB = CLIP_MEAN
+    """Channel means of the pixels."""
+    std: RGB = CLIP_STD
+    """Channel deviations of the pixels."""
+
+
+class CodeDecoder(nn.Module):
+    """Positions and pre-norm blocks in which every code sees every other; no norm at the end."""
+
+    def __init__(self, config: SeedTokenizerConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        width = config.qformer.width
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.qformer.queries, width))
+        self.blocks = nn.ModuleList(
+            Block(width, config.decoder_heads, config.decoder_hidden) for _ in range(config.decoder_depth)
+        )
+        init_transformer(self.blocks, generator)
+
+    def forward(self, x_INC: Tensor) -> Tensor:
+        """x_INC → x_INC."""
+        x_INC = x_INC + self.pos_embed
+        for block in self.blocks:
+            x_INC = block(x_INC)
+        return x_INC
+
+
+class MLPHead(nn.Module):
+    """Decoded codes → image embedding: shrink each, flatten (code by code), project."""
+
+    def __init__(self, config: SeedTokenizerConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        widths = (config.qformer.width, *config.head_widths)
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(before, after, bias=False), nn.ReLU()]
+        self.shrink = nn.Sequential(*layers[:-1])
+        self.proj = nn.Linear(config.qformer.queries * widths[-1], config.image_width)
+        init_linears_by_width(self, generator)
+
+    def forward(self, x_INC: Tensor) -> Tensor:
+        """x_INC → image embedding x_IC."""
+        return self.proj(rearrange(self.shrink(x_INC), "i n c -> i (n c)"))
+
+
+class ReverseHead(nn.Module):
+    """Decoded codes → image embedding through the learned queries of a bidirectional Q-Former."""
+
+    def __init__(self, config: SeedTokenizerConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        reverse = replace(
+            config.qformer,
+            queries=config.reverse_queries,
+            depth=config.reverse_depth,
+            source_width=config.qformer.width,
+            causal=False,
+        )
+        self.qformer = QFormer(reverse, generator)
+        self.proj = nn.Linear(reverse.width, config.image_width)
+        init_linears_by_width(self.proj, generator)
+
+    def forward(self, x_INC: Tensor) -> Tensor:
+        """x_INC → image embedding x_IC, or x_IQC with more than one query."""
+        x_IQC = self.proj(self.qformer(x_INC))
+        return x_IQC.squeeze(1) if self.qformer.config.queries == 1 else x_IQC
+
+
+class SeedTokenizer(nn.Module):
+    """Images ↔ codes. `source` names the tokenizer and its weights (`"seed:mini 3f2a9c"`); codes carry it.
+
+    `visual_encoder` may be one that is shared with others; by default one is built from the config.
+    """
+
+    def __init__(
+        self,
+        config: SeedTokenizerConfig,
+        *,
+        source: str = "seed",
+        visual_encoder: ViT | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if visual_encoder is not None and visual_encoder.config != config.vision:
+            raise RebusError(
+                "The vision encoder handed to SEED's tokenizer is not the one its config describes: "
+                f"{visual_encoder.config} against {config.vision}. Pass the encoder's own config as `vision`."
+            )
+        if config.qformer.source_width != config.vision.width:
+            raise RebusError(
+                "The Q-Former looks at tokens of another width than the vision encoder's: "
+                f"{config.qformer.source_width} against {config.vision.width}. Set `qformer.source_width` to it."
+            )
+        width, code = config.qformer.width, config.code_width
+        self.config = config
+        self.source = source
+        self.visual_encoder = visual_encoder or ViT(config.vision, generator)
+        self.vision_norm = nn.LayerNorm(config.vision.width, eps=config.vision_eps)
+        self.qformer = QFormer(config.qformer, generator)
+        self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code))
+        self.quantizer = VectorQuantizer(
+            config.codebook_size, code, beta=config.commitment, order=config.loss_order, generator=generator
+        )
+        self.from_code = nn.Sequential(nn.Linear(code, code), nn.Tanh(), nn.Linear(code, width))
+        self.image_decoder = CodeDecoder(config, generator)
+        self.embedding_decoder = CodeDecoder(config, generator)
+        head = MLPHead if config.head == "mlp" else ReverseHead
+        self.head: MLPHead | ReverseHead = head(config, generator)
+        init_linears_by_width(self.to_code, generator)
+        init_linears_by_width(self.from_code, generator)
+
+    def train(self, mode: bool = True) -> SeedTokenizer:
+        """Training mode, but parts in which nothing trains stay in evaluation mode: the dropout of a frozen Q-Former
+        would make the codes of an image random (the published stage 2 leaves it on)."""
+        super().train(mode)
+        for part in (self.visual_encoder, self.qformer):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    # -------------------------------------------------------------------------------------- image → codes
+
+    def features(self, pixels_I3hw: Tensor) -> Tensor:
+        """Normalised pixels → x_ISC of the vision encoder, class token first, not yet normalised."""
+        return self.visual_encoder(pixels_I3hw)
+
+    def causal_embeddings(self, x_ISC: Tensor) -> Tensor:
+        """Features → x_INC: what the queries of the causal Q-Former found in them."""
+        return self.qformer(self.vision_norm(x_ISC.to(self.vision_norm.weight.dtype)))
+
+    def codes_before(self, x_INC: Tensor) -> Tensor:
+        """Causal embeddings → z_INE, the vectors that are looked up in the codebook."""
+        return self.to_code(x_INC)
+
+    def quantize(self, x_INC: Tensor) -> Quantized:
+        """Causal embeddings → entries z_INE (straight-through), ids_IN and the quantiser's loss."""
+        return self.quantizer(self.codes_before(x_INC))
+
+    def ids(self, pixels_I3hw: Tensor) -> Tensor:
+        """Normalised pixels → ids_IN."""
+        x_INC = self.causal_embeddings(self.features(pixels_I3hw))
+        return self.quantizer.encode(self.codes_before(x_INC))
+
+    # -------------------------------------------------------------------------------------- codes → embedding
+
+    def embed_codes(self, z_INE: Tensor) -> Tensor:
+        """Entries → image embedding [I, image_width], not normalised; [I, Q, image_width] with Q reverse queries."""
+        return self.head(self.image_decoder(self.from_code(z_INE)))
+
+    def image_embedding(self, ids_IN: Tensor) -> Tensor:
+        """Ids → image embedding, as `embed_codes`."""
+        return self.embed_codes(self.quantizer.decode(ids_IN))
+
+    def reconstruct_embeddings(self, z_INE: Tensor) -> Tensor:
+        """Entries → causal embeddings x_INC as rebuilt from them; only training asks for this."""
+        return self.embedding_decoder(self.from_code(z_INE))
+
+    # -------------------------------------------------------------------------------------- documents
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Sequence[Image],
+        purposes: set[Purpose],
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[Image]:
+        """The images with the same `Codes` as `understood` and `generated`; those that have what is asked are
+        returned as they are. Nothing is random, so `generators` are not used.
+
+        Raises RebusError for an image that has neither the codes asked for nor pixels.
+        """
+        done = [_complete(image, purposes, self.source) for image in images]
+        todo = [number for number, image in enumerate(done) if image is None]
+        for number in todo:
+            if images[number].pixels is None:
+                raise RebusError(
+                    f"Image {number + 1} of {len(images)} has no pixels and lacks the codes for "
+                    f"{' and '.join(sorted(purposes))}, so it cannot be encoded. Give it pixels, or codes of "
+                    f"{self.source!r}."
+                )
+        parameter = self.vision_norm.weight
+        was_training = self.training
+        self.eval()
+        try:
+            for start in range(0, len(todo), AT_ONCE):
+                numbers = todo[start : start + AT_ONCE]
+                pixels_I3hw = self.pixels([images[number] for number in numbers]).to(parameter.device)
+                for number, ids_N in zip(numbers, self.ids(pixels_I3hw).cpu(), strict=True):
+                    codes = Codes(ids_N, self.source)
+                    done[number] = images[number].with_tokens(understood=codes, generated=codes)
+        finally:
+            self.train(was_training)
+        return [image for image in done if image is not None]
+
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        """Images that have pixels → normalised pixels_I3hw on the CPU."""
+        pictures = [image.pixels for image in images if image.pixels is not None]
+        config = self.config
+        return prepare(pictures, config.vision.image_size, resize=config.resize, mean=config.mean, std=config.std)
+
+
+def _complete(image: Image, purposes: set[Purpose], source: str) -> Image | None:
+    """The image if it has what is asked (codes of this tokenizer under one purpose serve the other too), else None."""
+    for codes in (image.understood, image.generated):
+        if isinstance(codes, Codes) and codes.source == source:
+            return image.with_tokens(understood=image.understood or codes, generated=image.generated or codes)
+    asked = {"understanding": image.understood, "generation": image.generated}
+    return None if any(asked[purpose] is None for purpose in purposes) else image

@@ -1,0 +1,126 @@
+"""Training state on disk: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from rebus.errors import RebusError
+
+NAME = re.compile(r"checkpoint-(\d{8})\.pt")
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside its place and move it there once it is on the disk; what stood there stays until then.
+
+    Raises RebusError when the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name too must survive a power cut
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch.save reports a failed write as RuntimeError
+        try:
+            part.unlink(missing_ok=True)
+        except OSError:
+            pass  # the folder itself is what cannot be written
+        raise RebusError(
+            f"{path} could not be written: {error}. What was saved before is whole. "
+            "Free some space or name a folder that can be written, then start again to resume."
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """A config as JSON can hold it: dataclasses as objects, tuples as lists, anything else unknown as its text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `plain(value)`, indented, whole or not at all."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_whole(path, lambda file: file.write(safetensors_bytes(held, metadata)))
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a state dict holds (codebooks, running statistics). All of them, since any may change in training."""
+    kept = module.state_dict(keep_vars=True)
+    return {name: b for name, b in module.named_buffers() if name in kept}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(p for p in folder.glob("checkpoint-*.pt") if NAME.fullmatch(p.name))
+
+
+def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write the state after `step` steps and drop all but the `keep` newest checkpoints."""
+    path = folder / f"checkpoint-{step:08d}.pt"
+    write_whole(path, lambda file: torch.save(state, file))
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def newest(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest state that can be read, or None where there is no checkpoint. Tensors come on the CPU.
+
+    Raises RebusError when there are checkpoints and none can be read.
+    """
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            note(f"{path.name} cannot be read ({str(error).splitlines()[0][:100]}); trying the one before it")
+    if paths:
+        raise RebusError(
+            f"None of the {len(paths)} checkpoints in {folder} can be read. Move them away to start from the beginning."
+        )
+    return None
+
+
+def check_plain(state: Any, what: str) -> None:
+    """Raise RebusError unless `state` can be read back by a loader that executes nothing."""
+    held = io.BytesIO()
+    try:
+        torch.save(state, held)
+        held.seek(0)
+        torch.load(held, weights_only=True)
+    except (pickle.PicklingError, pickle.UnpicklingError, TypeError, AttributeError) as error:
+        raise RebusError(
+            f"The state of {what} cannot be kept in a checkpoint: {str(error).splitlines()[0][:200]}. "
+            "Make it of numbers, strings, lists, dicts and tensors."
+        ) from error

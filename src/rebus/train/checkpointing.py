@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,6 +66,20 @@ def write_json(path: Path, value: Any) -> None:
     """Write `plain(value)`, indented, whole or not at all."""
     text = json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, or None where there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def changes(before: Any, after: Any, where: str = "") -> Iterator[str]:
+    """Each value that differs between two JSON values, as `path: before, now after`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            yield from changes(before.get(key), after.get(key), f"{where}.{key}" if where else key)
+    elif before != after:
+        yield f"{where}: {before}, now {after}"
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

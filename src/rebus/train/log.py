@@ -116,6 +116,10 @@ class Journal:
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / "log.jsonl"
         kept = [r for r in read_journal(self.path) if r["step"] <= step]
+        self.evals: dict[str, float] = {}
+        self.evaluated: set[float] = set()
+        for record in kept:
+            self.remember(record)
         write_whole(self.path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -124,8 +128,15 @@ class Journal:
         else:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
+    def remember(self, values: Mapping[str, float]) -> None:
+        """Note a record of evaluations, which is one without a loss: its step, and its values as the newest."""
+        if "loss" not in values:
+            self.evaluated.add(values["step"])
+            self.evals.update({name: value for name, value in values.items() if name != "step"})
+
     def record(self, values: Mapping[str, float]) -> None:
         """Append one record. Raises RebusError when the disk is full."""
+        self.remember(values)
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(dict(values)) + "\n")
@@ -160,16 +171,19 @@ def draw_curves(folder: Path) -> Path:
     from matplotlib.figure import Figure
 
     records = read_journal(folder / "log.jsonl")
-    names = list(dict.fromkeys(name for r in records for name in r if name != "step"))
+    names = list(dict.fromkeys(name for r in records for name in r if name not in ("step", "samples")))
     columns = min(3, max(1, len(names)))
     lines = max(1, -(-len(names) // columns))
-    figure = Figure(figsize=(4.2 * columns, 2.8 * lines), layout="constrained")
+    figure = Figure(figsize=(4.2 * columns, 2.8 * lines), dpi=90)
     for at, name in enumerate(names):
         axes = figure.add_subplot(lines, columns, at + 1)
         points = [(r["step"], r[name]) for r in records if name in r]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "")
         axes.set_title(name, fontsize=9)
         axes.grid(alpha=0.3)
+    figure.subplots_adjust(
+        left=0.14 / columns, right=0.98, top=1 - 0.12 / lines, bottom=0.1 / lines, hspace=0.4, wspace=0.25
+    )
     path = folder / "curves.png"
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=90))
+    write_whole(path, lambda file: figure.savefig(file, format="png"))
     return path

@@ -1,6 +1,7 @@
 """Learning-rate schedules and the average of the weights: functions of the step, so that there is no state to resume."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def rate(optim: Optim, step: int) -> float:
 
 
 @torch.no_grad()
-def average(mean: dict[str, Tensor], weights: dict[str, Tensor], decay: float, step: int) -> None:
+def average(mean: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int) -> None:
     """Move `mean` towards `weights` in place, by 1 - min(decay, (1 + step) / (10 + step)), so that a short run's average
     does not remember its random start."""
     share = 1 - min(decay, (1 + step) / (10 + step))

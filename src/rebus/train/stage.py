@@ -190,12 +190,11 @@ def trainable_table(module: nn.Module, trainable: list[Trainable]) -> list[Row]:
 def named_values(losses: HasTotal) -> dict[str, Tensor | float]:
     """`loss` (the total) and every other scalar of a loss dataclass under its field's name; a mapping gives its items."""
     values: dict[str, Tensor | float] = {"loss": losses.total}
-    for f in dataclasses.fields(losses) if dataclasses.is_dataclass(losses) else ():
-        value = getattr(losses, f.name)
-        if f.name == "total" or value is None:
-            continue
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(losses) if dataclasses.is_dataclass(losses) else ()
+    for name in (f.name for f in fields if f.name != "total"):
+        value = getattr(losses, name)
         if isinstance(value, Mapping):
             values.update(value)
         elif isinstance(value, float | int) or (isinstance(value, Tensor) and value.numel() == 1):
-            values[f.name] = value
+            values[name] = value
     return values

@@ -118,12 +118,17 @@ def newest(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            note(f"{path.name} cannot be read ({str(error).splitlines()[0][:100]}); trying the one before it")
+            note(f"{path.name} cannot be read ({first_line(error)}); trying the one before it")
     if paths:
         raise RebusError(
             f"None of the {len(paths)} checkpoints in {folder} can be read. Move them away to start from the beginning."
         )
     return None
+
+
+def first_line(error: Exception) -> str:
+    """The gist of an error whose message may be long or empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
 def check_plain(state: Any, what: str) -> None:
@@ -135,6 +140,6 @@ def check_plain(state: Any, what: str) -> None:
         torch.load(held, weights_only=True)
     except (pickle.PicklingError, pickle.UnpicklingError, TypeError, AttributeError) as error:
         raise RebusError(
-            f"The state of {what} cannot be kept in a checkpoint: {str(error).splitlines()[0][:200]}. "
+            f"The state of {what} cannot be kept in a checkpoint: {first_line(error)}. "
             "Make it of numbers, strings, lists, dicts and tensors."
         ) from error

@@ -68,6 +68,11 @@ def fit(
     Raises RebusError when a pattern matches nothing, a loss or gradient is not finite (the last checkpoint stands), the
     data is empty, the folder cannot be written, or it holds a run of other parameters or, with `resume=False`, any run.
     """
+    if min(log_every, save_every, keep, 1 if eval_every is None else eval_every) < 1:
+        raise RebusError(
+            f"Intervals are counted in whole steps: log_every={log_every}, eval_every={eval_every}, "
+            f"save_every={save_every}, keep={keep}. Give at least 1 each."
+        )
     folder, device, optim = Path(folder), torch.device(device), stage.optim
     watcher = progress or log.Silent()
     checkpointing.check_plain(stage.data.state_dict(), f"the data of {stage.name}")

@@ -148,6 +148,7 @@ class Dictionary:
 def readable(label: str) -> str:
     """A dictionary label as one would say it: `flag: France` → `flag of France`, `man: bald` → `bald man`."""
     label = label.translate({0x2019: "'", 0x201C: '"', 0x201D: '"'})
+    label = label.replace("regional indicator", "letter")
     if ": " not in label:
         return label
     head, tail = label.split(": ", 1)

@@ -1,0 +1,194 @@
+"""How pictures are spoken of: articles, plurals, names of styles, groups and skin tones."""
+
+from __future__ import annotations
+
+from rebus.data.pictures import Pictures
+
+STYLES = {
+    ("noto", ""): "Noto",
+    ("fluent", "flat"): "flat Fluent",
+    ("fluent", "3d"): "Fluent 3D",
+    ("twemoji", ""): "Twemoji",
+    ("emojione", ""): "EmojiOne",
+    ("fxemoji", ""): "FxEmoji",
+}
+"""What people call a family and variant: `in Fluent 3D style`."""
+
+GROUPS = {
+    "smileys-emotion": "smileys and emotions",
+    "people-body": "people and the body",
+    "animals-nature": "animals and nature",
+    "food-drink": "food and drink",
+    "travel-places": "travel and places",
+    "activities": "activities",
+    "objects": "objects",
+    "symbols": "symbols",
+    "flags": "flags",
+}
+"""What the nine groups are called in a sentence."""
+
+_SINGULAR_S = set(
+    "cactus octopus hibiscus lotus compass bus minibus trolleybus dress abacus hippopotamus rhinoceros walrus kiss "
+    "glass hourglass cross swiss class citrus phoenix stegosaurus tyrannosaurus".split()
+)
+_NO_ARTICLE = set(
+    "bacon bread butter salt garlic popcorn sushi oden fire fog foggy ice sake mate spaghetti broccoli coral custard "
+    "fondue soap wood cooking dna badminton baseball basketball bowling tennis softball volleyball lacrosse "
+    "camping construction breast-feeding confetti candy".split()
+) | {
+    "american football",
+    "baguette bread",
+    "canned food",
+    "chocolate",
+    "cooked rice",
+    "curry rice",
+    "field hockey",
+    "flatbread",
+    "ginger root",
+    "ice cream",
+    "ice hockey",
+    "martial arts",
+    "mount fuji",
+    "performing arts",
+    "ping pong",
+    "pouring liquid",
+    "rugby football",
+    "Santa Claus",
+    "Mrs. Claus",
+    "Mx Claus",
+    "shaved ice",
+    "soft ice cream",
+    "Tokyo tower",
+    "building construction",
+    "high voltage",
+}
+_THE = {"Statue of Liberty", "kaaba", "milky way", "performing arts"}
+_LAND_WITH_THE = (
+    "United",
+    "Netherlands",
+    "Philippines",
+    "Bahamas",
+    "Gambia",
+    "Isle of",
+    "Maldives",
+    "Comoros",
+    "Seychelles",
+)
+_SPOKEN_CAPITALS = {"COOL", "FREE", "NEW", "TOP", "BACK", "SOON", "UP!", "ON!", "END"}
+_SYMBOL_NOUNS = set(
+    "button arrow symbol sign mark square circle diamond cross asterisk loop flag star sparkle arrows emblem badge "
+    "dash box heart suit".split()
+)
+_IRREGULAR = {
+    "mouse": "mice",
+    "leaf": "leaves",
+    "knife": "knives",
+    "wolf": "wolves",
+    "scarf": "scarves",
+    "ox": "oxen",
+    "snowman": "snowmen",
+}
+_SAME_PLURAL = {"fish", "sheep", "deer", "bison", "moose", "shrimp", "squid", "moai", "blowfish", "jellyfish"}
+
+
+def is_plural(label: str) -> bool:
+    """Does the label speak of several things (`grapes`, `two hearts`, `people hugging`)?"""
+    words = label.split()
+    if words[0] in ("two", "people", "men", "women", "hundred"):
+        return True
+    for stop in ("with", "of", "in", "on", "over", "pointing", "holding", "touching", "together", "at"):
+        if stop in words[1:]:
+            words = words[: words.index(stop)]
+    last = words[-1]
+    return last.endswith("s") and not last.endswith("ss") and not last.endswith("'s") and last not in _SINGULAR_S
+
+
+def article(label: str) -> str:
+    """`a`, `an`, `the` or nothing, followed by the label."""
+    if label in _THE:
+        return f"the {label}"
+    if label in _NO_ARTICLE or is_plural(label):
+        return label
+    first = label.split()[0]
+    if first.isupper() and first not in _SPOKEN_CAPITALS and len(first.strip("!")) <= 3 and first[0].isalpha():
+        vowel = first[0] in "AEFHILMNORSX"
+    else:
+        low = first.lower()
+        vowel = low[0] in "aeiou8" or low.startswith(("hour", "x-ray"))
+        vowel = vowel and not low.startswith(("uni", "one", "eu", "ewe", "uk"))
+    return f"{'an' if vowel else 'a'} {label}"
+
+
+def noun(label: str, group: str, subgroup: str) -> str:
+    """A label with its article, as it stands in a sentence: `a red apple`, `the flag of Japan`, `grapes`."""
+    if label.startswith("flag of "):
+        land = label.removeprefix("flag of ")
+        the = "the " if land.startswith(_LAND_WITH_THE) or land.endswith(("Islands", "Republic", "Territories")) else ""
+        return f"the flag of {the}{land}"
+    if label.startswith(("letter ", "keycap ")):
+        return f"the {label}"
+    if subgroup == "time" and ("o'clock" in label or label.endswith("-thirty")):
+        return f"a clock showing {label}"
+    if subgroup == "zodiac":
+        return f"the zodiac sign {label}"
+    if group == "symbols" and label.split(" (")[0].split()[-1] not in _SYMBOL_NOUNS and subgroup != "geometric":
+        return f"the {label} symbol"
+    return article(label)
+
+
+def plural(label: str) -> str:
+    """`red apple` → `red apples`; a label that is plural already stays as it is."""
+    if is_plural(label):
+        return label
+    *before, last = label.split(" ")
+    if last in _IRREGULAR:
+        last = _IRREGULAR[last]
+    elif last.endswith(("s", "x", "sh", "ch")) and last not in _SAME_PLURAL:
+        last += "es"
+    elif last.endswith("y") and last[-2] not in "aeiou":
+        last = last[:-1] + "ies"
+    elif last in ("tomato", "potato", "mango", "volcano"):
+        last += "es"
+    elif last not in _SAME_PLURAL:
+        last += "s"
+    return " ".join([*before, last])
+
+
+def countable(label: str) -> bool:
+    """May one say `three …s` and `a … left of a …`? True of short, singular names of single things."""
+    words = label.split()
+    odd = {"with", "of", "in", "on", "and", "showing", "facing", "without", "behind", "over", "at"} & set(words)
+    ends_oddly = words[-1] in (
+        "up",
+        "down",
+        "high",
+        "done",
+        "arrival",
+        "departure",
+        "upright",
+        "volume",
+        "left",
+        "right",
+    )
+    return not (
+        odd
+        or ends_oddly
+        or len(words) > 3
+        or label in _NO_ARTICLE
+        or label in _THE
+        or is_plural(label)
+        or words[-1] in ("decreasing", "increasing", "landslide", "weather", "locked", "unlocked", "hockey", "ceremony")
+        or any(character.isdigit() for character in label)
+    )
+
+
+def style_name(pictures: Pictures, row: int) -> str:
+    """`Noto`, `flat Fluent`, …: the name of a picture's style."""
+    return STYLES[pictures.family[row], pictures.variant[row]]
+
+
+def named(pictures: Pictures, row: int) -> str:
+    """What a picture shows, as it stands in a sentence, with the skin tone if there is one."""
+    text = noun(pictures.label[row], pictures.group[row], pictures.subgroup[row])
+    tone = pictures.skin_tone[row]
+    return f"{text} with {tone} skin" if tone else text

@@ -104,6 +104,7 @@ VARIANTS = [
     FULL,
     Optim(steps=12, warmup=0.25, precision="bf16", accumulate=3, schedule="linear", clip=0.1),
     Optim(steps=12, warmup=2, precision="fp32", ema=0.99, schedule="per_epoch_cosine", epoch_steps=4, clip=None),
+    Optim(steps=12, warmup=2, precision="fp16", ema=0.9),
 ]
 
 

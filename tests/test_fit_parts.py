@@ -121,6 +121,7 @@ def test_any_dataclass_with_a_total_is_a_loss() -> None:
     one = torch.ones(())
     assert set(named_values(Other(one, one, None, torch.ones(2, 2)))) == {"loss", "text"}
     assert set(named_values(Losses(one, {"a": one, "b": 0.5}))) == {"loss", "a", "b"}
+    assert named_values(Losses(one, {"loss": 0.5}))["loss"] is one
 
 
 def test_batches_are_counted_and_moved() -> None:
@@ -168,7 +169,7 @@ def test_reporters_say_where_a_run_is() -> None:
 def test_the_journal_drops_what_will_be_logged_again_and_draws_curves(tmp_path: Path) -> None:
     journal = log.Journal(tmp_path, 0)
     for step in range(1, 5):
-        journal.record({"step": step, "loss": 1 / step})
+        journal.record({"step": step, "lr": 0.1, "loss": 1 / step})
     journal.record({"step": 2, "accuracy": 0.5})
     journal.close()
     with open(journal.path, "a") as file:

@@ -90,7 +90,7 @@ class Rich(Silent):
         self.progress.update(self.task, completed=step)
 
     def record(self, values: Mapping[str, float]) -> None:
-        if "loss" in values:
+        if "lr" in values:
             self.progress.update(self.task, figures=f"loss {values['loss']:.4g}  {values['samples_per_second']:.3g}/s")
         else:
             self.note(f"step {values['step']}  {figures(values)}")
@@ -129,8 +129,8 @@ class Journal:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def remember(self, values: Mapping[str, float]) -> None:
-        """Note a record of evaluations, which is one without a loss: its step, and its values as the newest."""
-        if "loss" not in values:
+        """Note a record of evaluations, which is one without a learning rate: its step, its values as the newest."""
+        if "lr" not in values:
             self.evaluated.add(values["step"])
             self.evals.update({name: value for name, value in values.items() if name != "step"})
 

@@ -197,4 +197,4 @@ def named_values(losses: HasTotal) -> dict[str, Tensor | float]:
             values.update(value)
         elif isinstance(value, float | int) or (isinstance(value, Tensor) and value.numel() == 1):
             values[name] = value
-    return values
+    return values | {"loss": losses.total}

@@ -32,9 +32,9 @@ _SINGULAR_S = set(
     "glass hourglass cross swiss class citrus phoenix stegosaurus tyrannosaurus".split()
 )
 _NO_ARTICLE = set(
-    "bacon bread butter salt garlic popcorn sushi oden fire fog foggy ice sake mate spaghetti broccoli coral custard "
-    "fondue soap wood cooking dna badminton baseball basketball bowling tennis softball volleyball lacrosse "
-    "camping construction breast-feeding confetti candy".split()
+    "bacon bread butter salt garlic popcorn sushi oden fire fog ice sake mate spaghetti broccoli coral custard "
+    "fondue soap wood cooking badminton baseball basketball bowling tennis softball volleyball lacrosse "
+    "breast-feeding confetti candy".split()
 ) | {
     "american football",
     "baguette bread",
@@ -48,7 +48,6 @@ _NO_ARTICLE = set(
     "ice cream",
     "ice hockey",
     "martial arts",
-    "mount fuji",
     "performing arts",
     "ping pong",
     "pouring liquid",
@@ -58,11 +57,44 @@ _NO_ARTICLE = set(
     "Mx Claus",
     "shaved ice",
     "soft ice cream",
-    "Tokyo tower",
     "building construction",
     "high voltage",
 }
 _THE = {"Statue of Liberty", "kaaba", "milky way", "performing arts"}
+_SAID = {
+    "balance scale": "a pair of scales",
+    "camping": "a tent at a camping place",
+    "chart decreasing": "a decreasing chart",
+    "chart increasing": "an increasing chart",
+    "construction": "a construction barrier",
+    "dashing away": "a puff of dust",
+    "dizzy": "a dizzy star",
+    "dna": "a strand of DNA",
+    "foggy": "a foggy city",
+    "horse racing": "a jockey on a horse",
+    "hourglass done": "an hourglass",
+    "hourglass not done": "an hourglass that is running",
+    "hundred points": "the hundred points symbol",
+    "leafy green": "a leafy green vegetable",
+    "locked with key": "a locked padlock with a key",
+    "locked with pen": "a locked padlock with a pen",
+    "locked": "a locked padlock",
+    "luggage": "a piece of luggage",
+    "mount fuji": "Mount Fuji",
+    "palms up together": "two palms up together",
+    "person lifting weights": "a person lifting weights",
+    "rolling on the floor laughing": "a face rolling on the floor laughing",
+    "skull and crossbones": "a skull and crossbones",
+    "speaker high volume": "a speaker at high volume",
+    "speaker low volume": "a speaker at low volume",
+    "speaker medium volume": "a speaker at medium volume",
+    "star-struck": "a star-struck face",
+    "thread": "a spool of thread",
+    "Tokyo tower": "Tokyo Tower",
+    "unlocked": "an open padlock",
+    "yarn": "a ball of yarn",
+}
+"""Labels that do not make a noun with an article alone."""
 _LAND_WITH_THE = (
     "United",
     "Netherlands",
@@ -94,17 +126,22 @@ _SAME_PLURAL = {"fish", "sheep", "deer", "bison", "moose", "shrimp", "squid", "m
 def is_plural(label: str) -> bool:
     """Does the label speak of several things (`grapes`, `two hearts`, `people hugging`)?"""
     words = label.split()
+    if words[0].endswith("wards"):
+        return False
     if words[0] in ("two", "people", "men", "women", "hundred"):
         return True
-    for stop in ("with", "of", "in", "on", "over", "pointing", "holding", "touching", "together", "at"):
-        if stop in words[1:]:
-            words = words[: words.index(stop)]
-    last = words[-1]
+    for place, word in enumerate(words[1:], 1):
+        if word.endswith("ing") or word in ("with", "of", "in", "on", "over", "at", "and", "under"):
+            words = words[:place]
+            break
+    last = words[-1].strip(",")
     return last.endswith("s") and not last.endswith("ss") and not last.endswith("'s") and last not in _SINGULAR_S
 
 
 def article(label: str) -> str:
     """`a`, `an`, `the` or nothing, followed by the label."""
+    if label in _SAID:
+        return _SAID[label]
     if label in _THE:
         return f"the {label}"
     if label in _NO_ARTICLE or is_plural(label):
@@ -131,7 +168,7 @@ def noun(label: str, group: str, subgroup: str) -> str:
         return f"a clock showing {label}"
     if subgroup == "zodiac":
         return f"the zodiac sign {label}"
-    if group == "symbols" and label.split(" (")[0].split()[-1] not in _SYMBOL_NOUNS and subgroup != "geometric":
+    if group == "symbols" and not _SYMBOL_NOUNS & set(label.split()) and subgroup != "geometric":
         return f"the {label} symbol"
     return article(label)
 
@@ -175,6 +212,7 @@ def countable(label: str) -> bool:
         or ends_oddly
         or len(words) > 3
         or label in _NO_ARTICLE
+        or label in _SAID
         or label in _THE
         or is_plural(label)
         or words[-1] in ("decreasing", "increasing", "landslide", "weather", "locked", "unlocked", "hockey", "ceremony")

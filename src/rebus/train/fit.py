@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from rebus.errors import RebusError
+from rebus.nn.precision import fast_dtype
 from rebus.train import checkpointing, log, parallel
 from rebus.train.batches import batch_size, endless, to_device
 from rebus.train.optimiser import build_optimiser, clip, finite, select, set_modes
@@ -74,6 +75,7 @@ def fit(
             f"save_every={save_every}, keep={keep}. Give at least 1 each."
         )
     folder, device, optim = Path(folder), torch.device(device), stage.optim
+    dtype = fast_dtype(device) if optim.precision == "auto" else AUTOCAST[optim.precision]
     watcher = progress or log.Silent()
     checkpointing.check_plain(stage.data.state_dict(), f"the data of {stage.name}")
     model = parallel.wrap(stage.module.to(device))
@@ -108,7 +110,7 @@ def fit(
                 values: dict[str, float] = {}
                 for _ in range(optim.accumulate):
                     batch = to_device(next(batches), device)
-                    with torch.autocast(device.type, AUTOCAST[optim.precision], enabled=optim.precision != "fp32"):
+                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                         out = stage.step(model, batch)
                     for name, value in finite(named_values(out), stage.name, run.step + 1).items():
                         values[name] = values.get(name, 0.0) + value / optim.accumulate

@@ -86,8 +86,9 @@ class Optim:
     """batches per optimiser step; the loss is their mean"""
     ema: float | None = None
     """decay of the average of the weights, warmed up as (1 + n) / (10 + n); None keeps no average"""
-    precision: Literal["bf16", "fp32", "fp16"] = "bf16"
-    """autocast type of the forward pass; fp16 adds a loss scaler. Weights that learn are float32 in all of them"""
+    precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
+    """autocast type of the forward pass; auto is bf16 where the device multiplies it natively, else fp32; fp16 adds a
+    loss scaler. Weights that learn are float32 in all of them"""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulate < 1 or self.epoch_steps < 1:
@@ -119,7 +120,7 @@ class Stage(Generic[B]):
     """what logs and error messages call it, such as `seed.stage1_qformer`"""
     module: nn.Module
     """everything the step computes with, frozen parts too; names in `trainable` are names in it"""
-    step: Callable[[nn.Module, B], HasTotal]
+    step: Callable[[Any, B], HasTotal]
     """loss of one batch, run under autocast"""
     trainable: list[Trainable]
     """what learns at which rate"""

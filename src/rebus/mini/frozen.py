@@ -1,0 +1,80 @@
+"""What the frozen parts say of every picture of the bank, computed once and read from arrays.
+
+Dimension key: I pictures of a batch · N tokens (class token first) · C width · D width of the image embedding ·
+c latent channels · h w latent sides
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rebus.diffusion.vae import LatentCodec
+from rebus.mini.bank import Bank, cached, caption_vectors, in_batches, load_bank
+from rebus.mini.vae import load_codec
+from rebus.mini.vision import MiniVision, load_vision
+
+Array = Literal["latents", "tokens", "embeddings", "captions"]
+
+
+class Frozen:
+    """Arrays of the bank under `work`, whose rows are its pictures:
+
+    - `latents` [c, h, w], standardised, of mini-vae;
+    - `tokens` [N, C] and `embeddings` [D] of mini-vit;
+    - `captions` [384], sentence vectors.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.bank = cache(lambda split: load_bank(work, split))
+        self.array = cache(self._array)
+
+    @cached_property
+    def codec(self) -> LatentCodec:
+        """The latent codec, from `work/vae`."""
+        return load_codec(self.work / "vae" / "weights.safetensors")
+
+    @cached_property
+    def vision(self) -> MiniVision:
+        """The vision encoder, from `work/vision`."""
+        return load_vision(self.work / "vision" / "weights.safetensors")
+
+    def derive(self, name: str, split: str, run: Callable[[np.ndarray], Tensor]) -> np.ndarray:
+        """An array of your own: `run(indices)` over the whole bank, the first time."""
+        return cached(self.work / "cache" / f"{name}.{split}.npy", lambda: in_batches(run, len(self.bank(split))))
+
+    def _array(self, name: Array, split: str) -> np.ndarray:
+        bank: Bank = self.bank(split)
+        match name:
+            case "latents":
+                return self.derive(name, split, lambda i: self.codec.encode(bank.pixels(i)))
+            case "tokens":
+                return self.derive(name, split, lambda i: self.vision.vit(bank.pixels(i)))
+            case "embeddings":
+                return self.derive(name, split, lambda i: self.vision.embed(*self.rows(split, i, "tokens")))
+            case "captions":
+                return caption_vectors(self.work, bank, split)
+
+    def rows(self, split: str, i: np.ndarray, *names: Array) -> list[Tensor]:
+        """The rows `i` of the named arrays, float32."""
+        return [take(self.array(name, split), i) for name in names]
+
+    def singles(self, split: str, n: int) -> np.ndarray:
+        """Indices of the first `n` pictures that show one thing."""
+        return np.flatnonzero(np.array(self.bank(split).kinds) == "single")[:n]
+
+    def caption_ids(self, split: str, i: np.ndarray) -> Tensor:
+        """A number for each caption, equal where the captions are."""
+        return torch.from_numpy(np.unique(np.array(self.bank(split).captions)[i], return_inverse=True)[1])
+
+
+def take(array: np.ndarray, i: np.ndarray) -> Tensor:
+    """Rows of an array as a float32 tensor of its own."""
+    return torch.from_numpy(np.array(array[i])).float()

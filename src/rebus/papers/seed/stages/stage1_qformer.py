@@ -1,0 +1,133 @@
+"""SEED stage 1: the causal Q-Former learns what an image says, from left to right (2307.08041 section 3.1).
+
+Image-text contrast on the last query, the only one that has seen all others. The paper starts from BLIP-2 and trains on
+64 V100 with batches of 4,096. The mini has no BLIP-2 to start from, so that nothing would make its queries carry what a
+picture looks like; it is trained from nothing against frozen sentence vectors, and through the bottleneck of the codes
+(not yet rounded to a codebook) it must also rebuild the image embedding.
+
+    rebus train seed.stage1_qformer --config mini --work state --out state/seed/stage1
+
+Dimension key: I images · S tokens of the vision encoder · N queries · C width · D width of the image embedding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rebus.mini.bank import IndexBatches
+from rebus.mini.frozen import Frozen
+from rebus.papers.seed.losses import ContrastiveHeads, contrastive_loss
+from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
+from rebus.train import Losses, Optim, Stage, Trainable
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 1; the defaults are the paper's."""
+
+    tokenizer: SeedTokenizerConfig = PAPER_TOKENIZER
+    """The tokenizer whose Q-Former is trained."""
+    contrast_width: int = 256
+    """Width in which image and text meet."""
+    smoothing: float = 0.1
+    """Label smoothing of the contrastive loss."""
+    detail_weight: float = 0.0
+    """Weight of the image embedding rebuilt from unrounded codes; 0 in the paper, which starts from BLIP-2."""
+    batch: int = 4096
+    """Images of one step, over all processes."""
+    lr: float = 3e-5
+    """Peak learning rate."""
+    optim: Optim = field(
+        default_factory=lambda: Optim(
+            steps=50_000,
+            warmup=2000,
+            warmup_start=0.01,
+            schedule="per_epoch_cosine",
+            min_lr_ratio=0.1,
+            weight_decay=0.05,
+            clip=None,
+            precision="fp16",
+        )
+    )
+    """Optimiser and schedule: AdamW, cosine once for each 5,000 steps, half precision."""
+    seed: int = 42
+    """Order of the data and initial weights."""
+
+
+CONFIGS = {
+    "paper": Config(),
+    "mini": Config(
+        tokenizer=MINI_TOKENIZER,
+        detail_weight=4.0,
+        batch=96,
+        lr=1e-3,
+        optim=Optim(steps=900, warmup=60, min_lr_ratio=0.05, weight_decay=0.05, clip=1.0),
+    ),
+}
+
+
+class QFormerTraining(nn.Module):
+    """The tokenizer with the projections that only stage 1 needs; text is a sentence vector."""
+
+    def __init__(self, config: Config, text_width: int) -> None:
+        super().__init__()
+        width = config.tokenizer.qformer.width
+        self.tokenizer = SeedTokenizer(config.tokenizer)
+        self.heads = ContrastiveHeads(width, config.contrast_width)
+        self.heads.text_proj = nn.Linear(text_width, config.contrast_width)
+        self.config = config
+
+    def losses(self, x_ISC: Tensor, text_IT: Tensor, embedding_ID: Tensor) -> Losses:
+        """Features of the frozen vision encoder, sentence vectors, and the image embeddings to be rebuilt."""
+        x_INC = self.tokenizer.causal_embeddings(x_ISC)
+        text_IC = F.normalize(self.heads.text_proj(text_IT), dim=-1)
+        contrast = contrastive_loss(
+            self.heads.image(x_INC), text_IC, self.heads.temperature, smoothing=self.config.smoothing
+        )
+        rebuilt_ID = self.tokenizer.embed_codes(self.tokenizer.codes_before(x_INC))
+        detail = F.mse_loss(rebuilt_ID, embedding_ID)
+        total = contrast + self.config.detail_weight * detail
+        return Losses(total, {"contrast": contrast, "detail": detail, "temperature": self.heads.temperature})
+
+
+def stage(config: Config, work: Path) -> Stage:
+    """Needs `work/vision/weights.safetensors`. Trains on cached features of the bank; measures on split `val`."""
+    torch.manual_seed(config.seed)
+    data = Frozen(work)
+    module = QFormerTraining(config, text_width=data.array("captions", "train").shape[1])
+    module.tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
+
+    def step(module: QFormerTraining, i: np.ndarray) -> Losses:
+        return module.losses(*data.rows("train", i, "tokens", "captions", "embeddings"))
+
+    def evaluate() -> Iterator[tuple[str, float]]:
+        singles = data.singles("val", 512)
+        x_ISC, text_IT, embedding_ID = data.rows("val", singles, "tokens", "captions", "embeddings")
+        x_INC, ids = module.tokenizer.causal_embeddings(x_ISC), data.caption_ids("val", singles)
+        best = (module.heads.image(x_INC) @ F.normalize(module.heads.text_proj(text_IT), dim=-1).T).argmax(1)
+        yield "val/r_at_1", (ids[best] == ids).float().mean().item()
+        rebuilt_ID = module.tokenizer.embed_codes(module.tokenizer.codes_before(x_INC))
+        yield "val/detail_mse", F.mse_loss(rebuilt_ID, embedding_ID).item()
+
+    trained = ["heads.*", "tokenizer.vision_norm.*", "tokenizer.qformer.*"]
+    if config.detail_weight:
+        parts = ("to_code", "from_code", "image_decoder", "head")
+        trained += [f"tokenizer.{part}.*" for part in parts]
+    return Stage(
+        name="seed.stage1_qformer",
+        module=module,
+        step=step,
+        trainable=[Trainable(pattern, config.lr) for pattern in trained],
+        data=IndexBatches(len(data.bank("train")), config.batch, seed=config.seed),
+        evals=[evaluate],
+        optim=config.optim,
+        config=config,
+    )

@@ -26,6 +26,7 @@ from rebus.data.scenes import (
     random_scene,
     render,
 )
+from rebus.data.selection import foreign_names
 from rebus.data.wording import article, named, style_name
 from rebus.errors import RebusError
 
@@ -128,10 +129,10 @@ class _Others:
 
     def __init__(self, pictures: Pictures, split: str) -> None:
         self.pictures, self.things = pictures, Things(pictures, split)
-        own = {pictures.label[row] for row in pictures.rows(split)}
-        foreign = {pictures.label[row] for row in range(len(pictures)) if pictures.split[row] != split} - own
+        foreign = set(foreign_names(pictures, split))
         # a name of another split is neither written nor drawn, in whatever kind of image
-        words = {word for label in own for word in label.split() if word.isalpha() and 2 <= len(word) <= 9}
+        words = {word for row in pictures.rows(split) for word in pictures.label[row].split()}
+        words = {word for word in words if word.isalpha() and 2 <= len(word) <= 9}
         self.vocabulary = sorted(words - foreign)
         self.shapes = [(c, s) for c in _SHAPE_COLOURS for s in _SHAPES if f"{c} {s}" not in foreign]
 

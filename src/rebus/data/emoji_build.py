@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rebus.data.emoji_sets import SETS, Dictionary, Drawing, drawings, licence_of
+from rebus.data.parquet import column_names, read_columns, write_rows
 from rebus.data.splits import SALT, split_of
 from rebus.packages import PACKAGES, Progress
 
+FORM = 1
+"""Raised when labels, splits or pixels would come out differently, so that older folders are built again."""
 PART = 256
 """Drawings rendered between two writes."""
 SHARD = 2000
@@ -41,7 +42,11 @@ def build(folder: Path, cache: Path, progress: Progress | None = None, *, worker
     """
     report = progress or (lambda what, done, of: None)
     done = folder / "pictures.json"
-    recipe = {"salt": SALT, "packages": {name: PACKAGES[name].sha256 for name in (*SETS, "emojibase-data")}}
+    recipe = {
+        "form": FORM,
+        "salt": SALT,
+        "packages": {name: PACKAGES[name].sha256 for name in (*SETS, "emojibase-data")},
+    }
     if done.exists():
         built = json.loads(done.read_text())
         if built["recipe"] == recipe:
@@ -56,7 +61,7 @@ def build(folder: Path, cache: Path, progress: Progress | None = None, *, worker
     shards = [rows[start : start + SHARD] for start in range(0, len(rows), SHARD)]
     for number, shard in enumerate(shards):
         report("writing shards", number, len(shards))
-        _write(pa.Table.from_pylist(shard), folder / f"pictures-{number:03}-of-{len(shards):03}.parquet")
+        write_rows(shard, folder / f"pictures-{number:03}-of-{len(shards):03}.parquet")
     counts = count(rows)
     scratch = done.with_suffix(".writing")
     scratch.write_text(json.dumps({"recipe": recipe, "counts": counts}, indent=1))
@@ -118,19 +123,19 @@ def render_part(chunk: list[Drawing], path: Path) -> None:
                 "png_128": _png(image_128),
             }
         )
-    _write(pa.Table.from_pylist(rows), path)
+    write_rows(rows, path)
 
 
 def _render(drawing: Drawing) -> PIL.Image.Image:
     """128 x 128 with alpha multiplied in (mode RGBa), which is the form in which pictures may be averaged."""
     if isinstance(drawing.source, Path):
-        with PIL.Image.open(drawing.source) as image:
-            return image.convert("RGBA").convert("RGBa").resize((128, 128), PIL.Image.Resampling.BOX)
+        with PIL.Image.open(drawing.source) as opened:
+            return opened.convert("RGBA").convert("RGBa").resize((128, 128), PIL.Image.Resampling.BOX)
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=drawing.source, width=128, height=128))
-    with PIL.Image.open(io.BytesIO(png)) as image:
-        image = image.convert("RGBA").convert("RGBa")
+    with PIL.Image.open(io.BytesIO(png)) as opened:
+        image = opened.convert("RGBA").convert("RGBa")
     if image.size == (128, 128):
         return image
     square = PIL.Image.new("RGBa", (128, 128))
@@ -145,12 +150,6 @@ def _png(image: PIL.Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    scratch = path.with_suffix(".writing")
-    pq.write_table(table, scratch, compression="zstd")
-    scratch.replace(path)
-
-
 # ---------------------------------------------------------------------------------------------- what they show
 
 
@@ -158,7 +157,9 @@ def _describe(parts: list[Path], dictionary: Dictionary) -> list[dict[str, Any]]
     """All distinct pictures with what is known of them, in a fixed order."""
     rows = []
     for path in parts:
-        for row in pq.read_table(path).to_pylist():
+        columns = read_columns(path, column_names(path))
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
             meaning = dictionary.meaning(row["hexcode"])
             assert meaning is not None  # unknown ones were not rendered
             family, variant = SETS[row["package"]]

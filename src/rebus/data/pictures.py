@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rebus.data.parquet import read_columns
 from rebus.errors import RebusError
 
 COLUMNS = (
@@ -22,6 +22,9 @@ COLUMNS = (
     "split weight licence"
 ).split()
 """What is known of a picture, beside its pixels (columns `png_64` and `png_128`)."""
+
+WORTH_KEEPING = 1000
+"""Fewer pictures than this are decoded every time: that is faster than anybody notices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ class Pictures:
 
     @cached_property
     def _png_128_N(self) -> list[bytes]:
-        return [png for path in self.shards for png in pq.read_table(path, columns=["png_128"])["png_128"].to_pylist()]
+        return [png for path in self.shards for png in read_columns(path, ["png_128"])["png_128"]]
 
     def rgba_128(self, row: int) -> NDArray[np.uint8]:
         """[128, 128, 4] of one picture, decoded now."""
@@ -106,24 +109,19 @@ def over(rgba: NDArray[np.uint8], background: NDArray[np.uint8]) -> NDArray[np.u
 def load_pictures(folder: Path | str) -> Pictures:
     """The pictures that were built into `folder`.
 
-    The first call decodes all 64 px pictures and keeps them as `rgba_64.npy` there (if the folder can be written to).
+    The first call decodes all 64 px pictures and keeps them as `rgba_64.npy` there (if they are many
+    and the folder can be written to).
     Raises RebusError if there are none.
     """
     folder = Path(folder)
     shards = tuple(sorted(folder.glob("pictures-*.parquet")))
     if not shards:
         raise RebusError(f"{folder} holds no pictures (pictures-*.parquet). Build them with `rebus data emoji`.")
-    try:
-        columns: dict[str, list] = {name: [] for name in COLUMNS}
-        for path in shards:
-            for name, values in pq.read_table(path, columns=COLUMNS).to_pydict().items():
-                columns[name] += values
-        rgba_N = _pixels(folder, shards, len(columns["key"]))
-    except (OSError, KeyError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise RebusError(
-            f"The pictures in {folder} could not be read: {error}. Delete the folder and build them again "
-            "with `rebus data emoji`."
-        ) from error
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    for path in shards:
+        for name, values in read_columns(path, COLUMNS).items():
+            columns[name] += values
+    rgba_N = _pixels(folder, shards, len(columns["key"]))
     return Pictures(rgba_N=rgba_N, shards=shards, **columns)
 
 
@@ -135,8 +133,10 @@ def _pixels(folder: Path, shards: tuple[Path, ...], count: int) -> NDArray[np.ui
         rgba_N = np.load(decoded)
         if rgba_N.shape == (count, 64, 64, 4):
             return rgba_N
-    pngs = [png for path in shards for png in pq.read_table(path, columns=["png_64"])["png_64"].to_pylist()]
+    pngs = [png for path in shards for png in read_columns(path, ["png_64"])["png_64"]]
     rgba_N = np.stack([_decode(png) for png in pngs])
+    if count < WORTH_KEEPING:
+        return rgba_N
     try:
         scratch = decoded.with_suffix(".writing.npy")
         np.save(scratch, rgba_N)

@@ -177,6 +177,16 @@ class Things:
                 labels.add(self._pictures.label[row])
         return rows
 
+    def pick_other(self, labels: set[str], rng: Random) -> int:
+        """The row of a picture that has none of these names, nor one that shares a word with them."""
+        words = {word for label in labels for word in label.split()}
+        row = rng.choices(self.rows, cum_weights=self._all_weights)[0]
+        for _ in range(50):
+            if not words & set(self._pictures.label[row].split()):
+                break
+            row = rng.choices(self.rows, cum_weights=self._all_weights)[0]
+        return row
+
 
 _PLACES = {
     "in the top left corner": (36, 36),
@@ -253,7 +263,7 @@ def render(pictures: Pictures, scene: Scene) -> PIL.Image.Image:
     return canvas
 
 
-_NUMBERS = ("no", "one", "two", "three", "four")
+NUMBERS = ("no", "one", "two", "three", "four")
 
 
 def describe(pictures: Pictures, scene: Scene, rng: Random) -> str:
@@ -282,9 +292,9 @@ def describe(pictures: Pictures, scene: Scene, rng: Random) -> str:
         case "row":
             text = rng.choice((f"{a[0]}, {a[1]} and {a[2]} in a row", f"from left to right: {a[0]}, {a[1]} and {a[2]}"))
         case "same":
-            text = f"{_NUMBERS[len(labels)]} {plural(labels[0])}"
+            text = f"{NUMBERS[len(labels)]} {plural(labels[0])}"
         case "counts":
-            text = f"{_NUMBERS[len(labels) - 1]} {plural(labels[0])} and {a[-1]}"
+            text = f"{NUMBERS[len(labels) - 1]} {plural(labels[0])} and {a[-1]}"
         case "corners":
             text = f"{a[0]} at the top left, {a[1]} at the top right, {a[2]} at the bottom left and {a[3]} at the bottom right"
     if scene.backdrop != Backdrop() and rng.random() < 0.6:

@@ -1,0 +1,266 @@
+"""Files of others as Documents: JSON lines of chat messages, tar shards of images and texts, Parquet tables.
+
+Every source is addressed by index. A member that cannot be read raises `Unreadable` when it is asked for; mixtures and
+loaders skip it and count it, so that one broken picture does not end a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tarfile
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import PIL.Image
+
+from rebus.data.parquet import column_names, count_rows, open_table
+from rebus.document import Document, Image, assistant, from_json, user
+from rebus.errors import RebusError
+from rebus.images import decode_image, open_image
+
+Order = Literal["caption", "draw", "both"]
+"""What becomes of an image and its text: the image first, the text first, or by turns."""
+
+
+class Unreadable(RebusError):
+    """One member of a source cannot be read; the others may be fine."""
+
+
+class Documents(Protocol):
+    """Documents addressed by index.
+
+    A source with the attribute `endless = True` has a new document for every index, and its length only says what is
+    called an epoch.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Document: ...
+
+
+class JsonLines:
+    """A file with one document of chat messages a line. Image URLs are data URLs, or paths relative to the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._starts: list[int] = []
+        with _opened(path) as file:
+            position = 0
+            for line in file:
+                if line.strip():
+                    self._starts.append(position)
+                position += len(line)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Document:
+        with _opened(self.path) as file:
+            file.seek(self._starts[index])
+            line = file.readline()
+        return _parsed(line, self._open, f"{self.path}, document {index + 1}")
+
+    def _open(self, url: str) -> PIL.Image.Image:
+        return _from_data_url(url) if url.startswith("data:") else open_image(self.path.parent / url)
+
+
+class Tar:
+    """A tar shard as webdataset writes it: the files of one sample share their name up to the first dot.
+
+    A sample is a picture with a text (`.txt`, or `.json` with `caption` or `text`), or `.json` with chat messages whose
+    image URLs are endings of the sample's files (`jpg`). A shard that breaks off gives the samples before the break.
+    """
+
+    PICTURES = ("png", "jpg", "jpeg", "webp")
+
+    def __init__(self, path: Path, order: Order = "both") -> None:
+        self.path, self.order = path, order
+        self.broken_off = False
+        self._samples: dict[str, dict[str, tuple[int, int]]] = {}
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if member.isfile():
+                        folder, _, name = member.name.rpartition("/")
+                        key, _, ending = name.partition(".")
+                        files = self._samples.setdefault(f"{folder}/{key}", {})
+                        files[ending.lower()] = (member.offset_data, member.size)
+        except FileNotFoundError:
+            raise RebusError(f"There is no file {path}. Check the path of the data.") from None
+        except (tarfile.TarError, OSError) as error:
+            self.broken_off = True
+            if not self._samples:
+                raise RebusError(
+                    f"{path} is not a tar file that can be read: {error}. Unpack compressed ones."
+                ) from None
+        self._keys = list(self._samples)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Document:
+        key = self._keys[index]
+        name, endings = f"{self.path}, sample {key.strip('/')}", self._samples[key]
+        picture = next((ending for ending in self.PICTURES if ending in endings), None)
+        if "json" in endings:
+            data = _json(self._read(key, "json"), name)
+            if isinstance(data, dict) and "messages" in data:
+                return _document(data, lambda url: decode_image(self._read(key, url.split(".")[-1]), name=url), name)
+            text = str(data.get("caption") or data.get("text") or "") if isinstance(data, dict) else ""
+        else:
+            text = self._read(key, "txt").decode("utf-8", "replace").strip() if "txt" in endings else ""
+        if picture is None or not text:
+            raise Unreadable(
+                f"{name} has {', '.join(endings)}, but a sample needs a picture and a text. It is skipped."
+            )
+        return _pair(self._read(key, picture), text, self.order, index, name)
+
+    def _read(self, key: str, ending: str) -> bytes:
+        if ending not in self._samples[key]:
+            raise Unreadable(f"{self.path}: {key} has no file .{ending}, which its messages name. It is skipped.")
+        start, size = self._samples[key][ending]
+        with _opened(self.path) as file:
+            file.seek(start)
+            data = file.read(size)
+        if len(data) < size:
+            raise Unreadable(f"{self.path} ends within {key}.{ending}: {len(data)} of {size} bytes. It is skipped.")
+        return data
+
+
+class Parquet:
+    """A Parquet table: a column `messages` (JSON text of chat messages), or an image column and a text column.
+
+    Images are bytes, or `{"bytes": …}` as Hugging Face writes them. The table is held in memory from the first use on, so
+    that any order is fast; data that is larger belongs into tar shards.
+    """
+
+    def __init__(self, path: Path, order: Order = "both", *, image: str = "image", text: str = "text") -> None:
+        if not path.exists():
+            raise RebusError(f"There is no file {path}. Check the path of the data.")
+        self.path, self.order, self.image, self.text = path, order, image, text
+        names = column_names(path)
+        self._columns = ["messages"] if "messages" in names else [image, text]
+        if missing := [column for column in self._columns if column not in names]:
+            raise RebusError(
+                f"{path} has the columns {', '.join(names)}, but not {', '.join(missing)}. "
+                "Name the columns of images and texts, or write chat messages into a column `messages`."
+            )
+        self._count = count_rows(path)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _row(self) -> Callable[[int], dict[str, Any]]:
+        return open_table(self.path, self._columns)
+
+    def __getitem__(self, index: int) -> Document:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row = self._row(index)
+        name = f"{self.path}, row {index + 1}"
+        if "messages" in row:
+            messages = row["messages"]
+            data = {"messages": messages} if isinstance(messages, list) else _json(messages or "", name)
+            return _document(data if isinstance(data, dict) else {"messages": data}, _from_data_url, name)
+        picture = row[self.image]["bytes"] if isinstance(row[self.image], dict) else row[self.image]
+        if not isinstance(picture, bytes) or not row[self.text]:
+            raise Unreadable(f"{name} has no picture or no text. It is skipped.")
+        return _pair(picture, str(row[self.text]), self.order, index, name)
+
+
+class Joined:
+    """Several sources one after the other."""
+
+    def __init__(self, parts: Sequence[Documents]) -> None:
+        self.parts = parts
+        self._ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Document:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self._ends, index)
+        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
+
+
+def open_source(path: Path | str, order: Order = "both") -> Documents:
+    """The documents of a file (`.jsonl`, `.tar`, `.parquet`), or of all such files of a folder, by name.
+
+    Raises RebusError if there are none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".tar", ".parquet"))
+        if not inside:
+            raise RebusError(f"The folder {path} holds no .jsonl, .tar or .parquet file. Name the folder of the data.")
+        return Joined([open_source(file, order) for file in inside])
+    match path.suffix:
+        case ".jsonl":
+            return JsonLines(path)
+        case ".tar":
+            return Tar(path, order)
+        case ".parquet":
+            return Parquet(path, order)
+    raise RebusError(
+        f"{path} ends in {path.suffix or 'nothing'}, but data is read from .jsonl, .tar or .parquet files."
+    )
+
+
+# ---------------------------------------------------------------------------------------------- members
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise RebusError(f"{path} cannot be opened: {error.strerror}. Check the path of the data.") from None
+
+
+def _pair(picture: bytes, text: str, order: Order, index: int, name: str) -> Document:
+    try:
+        image = Image(decode_image(picture, name=name))
+    except RebusError as error:
+        raise Unreadable(str(error)) from None
+    if order == "caption" or (order == "both" and index % 2 == 0):
+        return Document((user(image), assistant(text)))
+    return Document((user(text), assistant(image)))
+
+
+def _json(text: str | bytes, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Unreadable(f"{name} is not JSON: {error}. It is skipped.") from None
+
+
+def _document(data: dict[str, Any], open_url: Callable[[str], PIL.Image.Image], name: str) -> Document:
+    try:
+        document = from_json(data, open_url)
+    except RebusError as error:
+        raise Unreadable(f"{name}: {error}") from None
+    except (TypeError, ValueError) as error:  # numbers and lists where they do not belong
+        raise Unreadable(f"{name} is malformed: {error}. It is skipped.") from None
+    if not document.messages:
+        raise Unreadable(f"{name} has no messages. It is skipped.")
+    return document
+
+
+def _parsed(line: bytes, open_url: Callable[[str], PIL.Image.Image], name: str) -> Document:
+    return _document(_json(line, name), open_url, name)
+
+
+def _from_data_url(url: str) -> PIL.Image.Image:
+    head, _, body = url.partition(",")
+    if not head.startswith("data:") or ";base64" not in head:
+        raise Unreadable(f"{url[:40]!r} is not a data URL, which images inside a table must be. It is skipped.")
+    try:
+        return decode_image(base64.b64decode(body, validate=True), name="the image of a data URL")
+    except ValueError as error:  # binascii's error, and RebusError
+        raise Unreadable(f"The image of a data URL cannot be read: {error}") from None

@@ -115,7 +115,9 @@ def emojibase(tmp_path, monkeypatch):
     folder = tmp_path / "emojibase"
     (folder / "meta").mkdir(parents=True)
     (folder / "en").mkdir()
-    entries = [{"hexcode": h, "label": n, "tags": [n.split()[-1]], "group": 3, "subgroup": 34} for h, n in LABELS.items()]
+    entries = [
+        {"hexcode": h, "label": n, "tags": [n.split()[-1]], "group": 3, "subgroup": 34} for h, n in LABELS.items()
+    ]
     (folder / "en" / "data.json").write_text(json.dumps(entries))
     names = {"groups": {"3": "animals-nature"}, "subgroups": {"34": "animal-mammal"}}
     (folder / "meta" / "groups.json").write_text(json.dumps(names))

@@ -6,7 +6,7 @@ Dimension key: N pictures, h w height and width in pixels
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ WORTH_KEEPING = 1000
 """Fewer pictures than this are decoded every time: that is faster than anybody notices."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pictures:
     """The pictures of a folder that `emoji_build.build` wrote. Every list has one entry a picture."""
 
@@ -67,11 +67,14 @@ class Pictures:
     """How often to draw it: all variants of one (concept, family) weigh 1 to 1.5 together."""
     licence: list[str]
     """SPDX name."""
-    shards: tuple[Path, ...] = field(repr=False)
+    shards: tuple[Path, ...]
     """Where the 128 px versions are read from when they are first asked for."""
 
     def __len__(self) -> int:
         return len(self.key)
+
+    def __repr__(self) -> str:
+        return f"Pictures({len(self):,} from {self.shards[0].parent})"
 
     def rows(self, split: str, *, family: str | None = None) -> NDArray[np.int64]:
         """Row numbers of a split, optionally of one family. Raises RebusError for a split that does not exist."""

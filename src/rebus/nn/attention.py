@@ -102,18 +102,18 @@ class Block(nn.Module):
 
 @torch.no_grad()
 def init_transformer(blocks: nn.ModuleList, generator: torch.Generator | None = None) -> None:
-    """Linear weights from a normal of std 0.02 cut at ±2, biases zero, norms one and zero; then the two projections
-    that write into the residual stream of block l (from 1) are divided by sqrt(2 l), as BEiT and EVA do."""
+    """Linear weights from a normal of std 0.02, biases zero; those of the two projections of block l (from 1) that
+    write into the residual stream are smaller by sqrt(2 l), as in BEiT and EVA."""
     for depth, block in enumerate(blocks, 1):
         init_linears(block, generator)
         assert isinstance(block, Block)
         for linear in (block.attn.proj, block.mlp.fc2):
-            linear.weight /= (2 * depth) ** 0.5
+            nn.init.trunc_normal_(linear.weight, std=0.02 / (2 * depth) ** 0.5, generator=generator)
 
 
 @torch.no_grad()
 def init_linears(module: nn.Module, generator: torch.Generator | None = None, std: float = 0.02) -> None:
-    """Every linear layer of `module`: weight from a normal of `std` cut at ±2, bias zero."""
+    """Every linear layer of `module`: weight from a normal of `std`, bias zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=std, generator=generator)

@@ -104,7 +104,7 @@ class QFormer(nn.Module):
         self.layers = nn.ModuleList(
             Layer(config, looks=number % config.cross_every == 0) for number in range(config.depth)
         )
-        nn.init.normal_(self.query_tokens, std=0.02, generator=generator)
+        nn.init.trunc_normal_(self.query_tokens, std=0.02, generator=generator)
         init_linears(self, generator)
 
     def start(self, batch: int) -> Tensor:
@@ -151,7 +151,7 @@ class TextBranch(nn.Module):
         )
         init_linears(self, generator)
         for table in (self.word_embeddings, self.position_embeddings):
-            nn.init.normal_(table.weight, std=0.02, generator=generator)
+            nn.init.trunc_normal_(table.weight, std=0.02, generator=generator)
 
     def start(self, qformer: QFormer, ids_BL: Tensor) -> Tensor:
         """Word and position embeddings, normalised → x_BLC. Text and queries share the norm."""

@@ -1,0 +1,99 @@
+"""Vector quantisation: nearest entries, both loss orders, running means, k-means, revival, usage.
+
+Dimension key: T vectors · K codebook entries · C codebook width
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rebus.nn.quantize import CodeUsage, EmaQuantizer, VectorQuantizer, kmeans, nearest, usage
+
+
+def seeded(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def test_the_nearest_entry_is_found_and_the_lowest_id_wins() -> None:
+    x_TC, codebook_KC = torch.randn(50, 4, generator=seeded()), torch.randn(20, 4, generator=seeded(1))
+    assert torch.equal(nearest(x_TC, codebook_KC), torch.cdist(x_TC.double(), codebook_KC.double()).argmin(-1))
+    twice_KC = torch.cat([codebook_KC, codebook_KC])
+    assert nearest(x_TC, twice_KC).max() < 20
+
+
+def test_ids_are_those_of_float32_under_autocast_and_in_half_precision() -> None:
+    quantizer = VectorQuantizer(256, 8, generator=seeded())
+    x_TC = quantizer.codebook_KC.detach() + 1e-5 * torch.randn(256, 8, generator=seeded(1))
+    assert torch.equal(quantizer.encode(x_TC), torch.arange(256))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.encode(x_TC), torch.arange(256))
+
+
+def test_the_orders_have_one_value_and_swapped_gradients() -> None:
+    x = torch.randn(2, 5, 4, generator=seeded())
+    gradients = {}
+    for order in ("legacy", "standard"):
+        quantizer = VectorQuantizer(7, 4, beta=0.25, order=order, generator=seeded(1))
+        z = x.clone().requires_grad_()
+        loss = quantizer(z).loss
+        gradients[order] = (loss.detach(), *torch.autograd.grad(loss, (z, quantizer.codebook_KC)))
+    (value, z_legacy, book_legacy), (same, z_standard, book_standard) = gradients["legacy"], gradients["standard"]
+    torch.testing.assert_close(value, same)
+    torch.testing.assert_close(z_standard, 0.25 * z_legacy)
+    torch.testing.assert_close(book_legacy, 0.25 * book_standard)
+
+
+def test_the_gradient_goes_straight_through() -> None:
+    quantizer = VectorQuantizer(7, 4, generator=seeded())
+    z = torch.randn(3, 4, generator=seeded(1)).requires_grad_()
+    upstream = torch.randn(3, 4, generator=seeded(2))
+    result = quantizer(z)
+    torch.testing.assert_close(result.x, quantizer.decode(result.ids))
+    (gradient,) = torch.autograd.grad(result.x, z, upstream)
+    assert torch.equal(gradient, upstream)
+
+
+def test_running_means_find_the_clusters_and_carry_no_gradient() -> None:
+    centre_KC = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    quantizer = EmaQuantizer(4, 2, decay=0.5, generator=seeded())
+    quantizer.codebook_KC.copy_(torch.cat([centre_KC + 1, torch.full((1, 2), 99.0)]))
+    assert not quantizer.codebook_KC.requires_grad
+    for step in range(20):
+        x_TC = (centre_KC + 0.1 * torch.randn(32, 3, 2, generator=seeded(step))).flatten(0, 1)
+        quantizer.update(x_TC, quantizer(x_TC).ids)
+    torch.testing.assert_close(quantizer.codebook_KC[:3], centre_KC, atol=0.05, rtol=0)
+    assert quantizer.codebook_KC[3].tolist() == [99.0, 99.0]  # never hit, never moved
+
+
+def test_revived_entries_are_vectors_of_the_batch_and_start_their_means_again() -> None:
+    quantizer = EmaQuantizer(6, 2, generator=seeded())
+    x_TC = torch.randn(4, 2, generator=seeded(1))
+    quantizer.update(x_TC, torch.tensor([0, 0, 1, 2]))
+    before_KC = quantizer.codebook_KC.clone()
+    dead_K = quantizer.hits_K == 0
+    assert quantizer.revive(dead_K, x_TC, seeded(2)) == 3
+    assert torch.equal(quantizer.codebook_KC[:3], before_KC[:3])
+    assert all((row == x_TC).all(-1).any() for row in quantizer.codebook_KC[3:])
+    assert not quantizer.hits_K[3:].any()
+    with_more = VectorQuantizer(9, 2, generator=seeded())
+    assert with_more.revive(torch.ones(9, dtype=torch.bool), x_TC, seeded()) == 9  # more than there are vectors
+
+
+def test_kmeans_recovers_separate_clusters_and_is_seeded() -> None:
+    centre_KC = 20 * torch.eye(4)
+    x_TC = (centre_KC + 0.1 * torch.randn(64, 4, 4, generator=seeded())).flatten(0, 1)
+    quantizer = VectorQuantizer(32, 4, generator=seeded())
+    quantizer.start_from(x_TC, seeded(1))
+    assert torch.cdist(centre_KC, quantizer.codebook_KC).min(dim=1).values.max() < 0.3
+    assert torch.equal(kmeans(x_TC, 5, seeded(3)), kmeans(x_TC, 5, seeded(3)))
+    assert quantizer.codebook_KC.requires_grad
+
+
+def test_usage_counts_entries_and_perplexity() -> None:
+    assert usage(torch.arange(8).repeat(3), 16) == (8, pytest.approx(8))
+    assert usage(torch.zeros(5, dtype=torch.long), 16) == (1, pytest.approx(1))
+    counts = CodeUsage(4, decay=0.5)
+    for _ in range(10):
+        counts.add(torch.tensor([[0, 1], [1, 1]]))
+    assert counts.dead_K().tolist() == [False, False, True, True]

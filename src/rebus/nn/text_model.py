@@ -1,0 +1,262 @@
+"""A causal language model of Hugging Face with new vocabulary rows, LoRA and int8 weights.
+
+The transformer itself, its kernels and its quantisation stay theirs. New words are rows of their own, looked up beside
+the old table and never copied into it while training; `merge` writes them, and LoRA, into the model for export.
+
+Dimension key: B batch · L length · T tokens of a batch · D width · V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rebus.errors import RebusError
+from rebus.nn.new_rows import NewRows, RowInit, new_rows
+from rebus.nn.row_cache import RowCache
+
+LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class TextModel(nn.Module):
+    """A causal language model seen as three maps: ids → vectors → hidden states → logits.
+
+    `base` is any Hugging Face causal language model that takes explicit position ids and a 4-D mask (LLaMA, SmolLM2,
+    Qwen, OPT …). `rows` are the new words, whose ids follow the old ones.
+    """
+
+    def __init__(self, base: PreTrainedModel, rows: NewRows | None = None) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = rows
+        self.words: int = base.get_input_embeddings().num_embeddings
+
+    def extend(
+        self,
+        count: int,
+        *,
+        input_init: RowInit | None = None,
+        output_init: RowInit | None = None,
+        tied: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> TextModel:
+        """Give the model `count` new words in float32; `tied` lets one parameter serve input and output. Returns self."""
+        old_output_VD = self.base.get_output_embeddings().weight
+        self.rows = new_rows(
+            self._table.weight,
+            old_output_VD,
+            count,
+            input_init=input_init,
+            output_init=output_init,
+            tied=tied,
+            generator=generator,
+        )
+        return self
+
+    @property
+    def _table(self) -> nn.Embedding:
+        return self.base.get_input_embeddings()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of words, old and new."""
+        return self.words + (0 if self.rows is None else len(self.rows.output.table()))
+
+    @property
+    def width(self) -> int:
+        """Width D of the vectors that go in."""
+        return self._table.embedding_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the word table, and so of the vectors that go in."""
+        return self._table.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the word table lies."""
+        return self._table.weight.device
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """ids_BL → x_BLD: old words from the frozen table, new ones from their own rows."""
+        if self.rows is None:
+            return self._table(ids_BL)
+        old_BLD = self._table(ids_BL.clamp(max=self.words - 1))
+        new_BLD = self.rows.input((ids_BL - self.words).clamp(min=0))
+        return torch.where((ids_BL >= self.words)[..., None], new_BLD.to(old_BLD.dtype), old_BLD)
+
+    def hidden(
+        self, x_BLD: Tensor, positions_BL: Tensor, attend_B1LL: Tensor | None = None, cache: RowCache | None = None
+    ) -> Tensor:
+        """x_BLD → hidden_BLD, after the final norm.
+
+        `attend_B1LL` is True where a query (third axis) may see a key (fourth; with a cache, the keys that it returns);
+        None means plain causal attention over the given vectors. Positions are those within a document.
+        """
+        mask = None if attend_B1LL is None else self._additive(attend_B1LL, x_BLD)
+        return self.base.base_model(
+            inputs_embeds=x_BLD,
+            attention_mask=mask,
+            position_ids=positions_BL,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    @staticmethod
+    def _additive(attend_B1LL: Tensor, x_BLD: Tensor) -> Tensor:
+        # additive and in the model's dtype, the one form that both the eager and the SDPA attention understand
+        dtype = torch.get_autocast_dtype(x_BLD.device.type) if torch.is_autocast_enabled(x_BLD.device.type) else None
+        dtype = dtype or x_BLD.dtype
+        return torch.zeros((), dtype=dtype, device=x_BLD.device).masked_fill(~attend_B1LL, torch.finfo(dtype).min)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """hidden_TD → logits_TV over old and new words."""
+        old_TV = self.base.get_output_embeddings()(hidden_TD)
+        if self.rows is None:
+            return old_TV
+        new_TV = F.linear(hidden_TD, self.rows.output.table().to(hidden_TD.dtype))
+        return torch.cat([old_TV, new_TV.to(old_TV.dtype)], -1)
+
+    def row_cache(self, rows: int, capacity: int) -> RowCache:
+        """An empty cache for `rows` sequences of at most `capacity` tokens each."""
+        return RowCache(rows, capacity)
+
+    def merge(self) -> PreTrainedModel:
+        """Write LoRA and new rows into the base model, in place, and return it: what the published layouts hold.
+
+        Afterwards `rows` is None and the vocabulary is part of the base. Rows that differ for input and output untie
+        the head of a tied model.
+        """
+        for name, module in list(self.base.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.merge(safe_merge=True)
+                parent, _, child = name.rpartition(".")
+                setattr(self.base.get_submodule(parent), child, module.get_base_layer())
+        if self.rows is None:
+            return self.base
+        tied = self.rows.input is self.rows.output and _is_tied(self.base)
+        with torch.no_grad():
+            input_VD = torch.cat([self._table.weight, self.rows.input.table().to(self.dtype)])
+            head = self.base.get_output_embeddings()
+            output_VD = torch.cat([head.weight, self.rows.output.table().to(head.weight.dtype)])
+        table = nn.Embedding.from_pretrained(input_VD, freeze=False)
+        new_head = nn.Linear(self.width, len(output_VD), bias=False, device="meta")
+        new_head.weight = table.weight if tied else nn.Parameter(output_VD)
+        self.base.set_input_embeddings(table)
+        self.base.set_output_embeddings(new_head)
+        self.base.config.tie_word_embeddings = tied
+        self.base.config.vocab_size = self.words = len(output_VD)
+        self.rows = None
+        return self.base
+
+
+def _is_tied(base: PreTrainedModel) -> bool:
+    return base.get_input_embeddings().weight is base.get_output_embeddings().weight
+
+
+# ---------------------------------------------------------------------------------------------- building
+
+
+def read_causal_lm(folder: Path | str, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The causal language model of a local Hugging Face folder, or of a hub id that is already in the local cache.
+
+    Raises RebusError when there is none, or when tensors are missing, left over or of another shape.
+    """
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise RebusError(
+            f"{folder} holds no language model that can be read: {str(error).splitlines()[0]}. "
+            "Name a folder with config.json and model.safetensors."
+        ) from error
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names and kind.endswith("_keys")}
+    if wrong:
+        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:8])}" for kind, names in wrong.items())
+        raise RebusError(f"The language model in {folder} does not fit its config.json ({listed}). Fetch it again.")
+    return model
+
+
+def build_causal_lm(config: PretrainedConfig | dict[str, Any], *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A causal language model with random weights from its config (a dict needs `model_type`). Weights come from the
+    global generator: seed it, or load weights, where they matter."""
+    if isinstance(config, dict):
+        config = AutoConfig.for_model(**config)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return model.to(dtype) if dtype else model
+
+
+def add_lora(
+    model: TextModel,
+    *,
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.05,
+    targets: Sequence[str] = LLAMA_PROJECTIONS,
+    adapter: str = "default",
+) -> None:
+    """Put LoRA beside the named projections of the base model, in place and in float32; the base's own weights freeze.
+
+    Raises RebusError when `targets` names no projection of this model. Source: the LoRA settings of SEED-LLaMA.
+    """
+    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), lora_dropout=dropout, target_modules=list(targets))
+    try:
+        inject_adapter_in_model(config, model.base, adapter)
+    except ValueError as error:
+        kinds = sorted({name.rpartition(".")[2] for name, m in model.base.named_modules() if isinstance(m, nn.Linear)})
+        raise RebusError(
+            f"LoRA was asked for {', '.join(targets)}, but this language model's projections are {', '.join(kinds)}. "
+            "Name some of these as targets."
+        ) from error
+    for name, parameter in model.base.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def use_adapter(model: TextModel, adapter: str) -> None:
+    """Make `adapter` the one LoRA that is active."""
+    for module in model.base.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(adapter)
+
+
+def lora_state(model: TextModel, adapter: str = "default") -> dict[str, Tensor]:
+    """The tensors of one LoRA under PEFT's names, for export; inside this library its parameters' own names serve."""
+    return get_peft_model_state_dict(model.base, adapter_name=adapter)
+
+
+def own_names(model: TextModel) -> list[str]:
+    """Names of the parameters that are not the base model's: LoRA and new rows."""
+    return [name for name in model.state_dict() if name.startswith("rows.") or ".lora_" in name]
+
+
+def quantize_int8(model: TextModel, *, skip: Iterable[str] = ("lm_head",)) -> None:
+    """Hold the base's linear weights as int8, in place, for inference on little memory (torchao, weight only).
+
+    LoRA and new rows stay as they are. Raises RebusError when torchao is not installed.
+    """
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise RebusError(
+            "An int8 language model needs torchao, which is not installed. Run `pip install 'rebus-lm[int8]'`."
+        ) from error
+    left = tuple(skip)
+
+    def wanted(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and not name.endswith(left) and ".lora_" not in name
+
+    quantize_(model.base, Int8WeightOnlyConfig(), filter_fn=wanted)

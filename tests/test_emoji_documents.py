@@ -14,12 +14,13 @@ from random import Random
 import numpy as np
 import pytest
 
+from rebus.data.backdrops import Backdrop, draw_backdrop
 from rebus.data.bank import KINDS as BANK_KINDS
 from rebus.data.bank import bank
 from rebus.data.emoji import INSTRUCT, KINDS, PRETRAIN, EmojiDocuments
 from rebus.data.emoji_scenes import ask_about
 from rebus.data.pictures import Pictures, load_pictures, over
-from rebus.data.scenes import Backdrop, Placed, Scene, Things, describe, draw_backdrop, random_scene, render
+from rebus.data.scenes import Placed, Scene, Things, describe, random_scene, render
 from rebus.data.selection import Selection, foreign_names
 from rebus.data.splits import split_of
 from rebus.data.wording import article, countable, is_plural, named, noun, plural
@@ -228,6 +229,14 @@ def test_the_same_in_another_style_is_the_same_thing(small):
     assert found > 20
     dog = next(row for row in range(len(small)) if small.label[row] == "dog" and small.split[row] == "train")
     assert selection.in_other_style(dog, rng) is None  # the other dog is held out
+
+
+def test_people_may_ask_with_everyday_words(small):
+    selection, rng = Selection(small, "train"), Random(0)
+    car = next(row for row in selection.rows if small.label[row] == "automobile")
+    assert {selection.wish(car, rng) for _ in range(50)} == {"an automobile", "a car"}
+    rocket = next(row for row in selection.rows if small.label[row] == "rocket")
+    assert {selection.wish(rocket, rng) for _ in range(50)} == {"a rocket"}
 
 
 # ---------------------------------------------------------------------------------------------- scenes

@@ -15,17 +15,9 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from numpy.typing import NDArray
 
+from rebus.data.backdrops import COLOURS, SIDE, draw_backdrop, random_backdrop
 from rebus.data.pictures import Pictures, over
-from rebus.data.scenes import (
-    COLOURS,
-    SIDE,
-    Things,
-    describe,
-    draw_backdrop,
-    random_backdrop,
-    random_scene,
-    render,
-)
+from rebus.data.scenes import Things, describe, random_scene, render
 from rebus.data.selection import foreign_names
 from rebus.data.wording import article, named, style_name
 from rebus.errors import RebusError

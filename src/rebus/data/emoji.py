@@ -11,21 +11,21 @@ from itertools import accumulate
 from random import Random
 
 from rebus.data import phrases as p
+from rebus.data.backdrops import COLOURS
 from rebus.data.emoji_chats import album, chat, two_pictures
 from rebus.data.emoji_scenes import scene_caption, scene_describe, scene_draw, scene_question, scene_request
 from rebus.data.phrases import say, sentence
 from rebus.data.pictures import Pictures
-from rebus.data.scenes import COLOURS
 from rebus.data.selection import Selection
 from rebus.data.wording import GROUPS
 from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
 
 
-def _caption_text(selection: Selection, row: int, rng: Random) -> str:
+def _caption_text(selection: Selection, row: int, name: str, rng: Random) -> str:
     words = selection.keywords(row, rng)
     templates = p.CAPTIONS_WITH_WORDS if words and rng.random() < 0.15 else p.CAPTIONS
-    return say(templates, rng, a=selection.name(row), style=selection.style(row), words=", ".join(words))
+    return say(templates, rng, a=name, style=selection.style(row), words=", ".join(words))
 
 
 def _background(rng: Random) -> tuple[str, str]:
@@ -39,13 +39,15 @@ def _background(rng: Random) -> tuple[str, str]:
 def caption(selection: Selection, rng: Random, size: int) -> Document:
     """A picture, then what it shows: pre-training, no instruction."""
     row, (colour, said) = selection.pick(rng), _background(rng)
-    return Document((user(selection.image(row, size, colour)), assistant(_caption_text(selection, row, rng) + said)))
+    text = _caption_text(selection, row, selection.name(row), rng) + said
+    return Document((user(selection.image(row, size, colour)), assistant(text)))
 
 
 def draw(selection: Selection, rng: Random, size: int) -> Document:
     """What a picture shows, then the picture: pre-training, no instruction."""
     row, (colour, said) = selection.pick(rng), _background(rng)
-    return Document((user(_caption_text(selection, row, rng) + said), assistant(selection.image(row, size, colour))))
+    text = _caption_text(selection, row, selection.wish(row, rng), rng) + said
+    return Document((user(text), assistant(selection.image(row, size, colour))))
 
 
 def describe(selection: Selection, rng: Random, size: int) -> Document:
@@ -60,7 +62,7 @@ def request(selection: Selection, rng: Random, size: int) -> Document:
     row, (colour, said) = selection.pick(rng), _background(rng)
     name = selection.name(row)
     templates = p.DRAW if rng.random() < 0.4 else p.DRAW_IN_STYLE
-    text = sentence(say(templates, rng, a=name + said if colour != "white" else name, style=selection.style(row)))
+    text = sentence(say(templates, rng, a=selection.wish(row, rng) + said, style=selection.style(row)))
     image = selection.image(row, size, colour)
     if rng.random() < 0.7:
         return Document((user(text), assistant(image)))

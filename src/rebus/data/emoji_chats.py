@@ -84,7 +84,8 @@ def _drawing(selection: Selection, rng: Random, size: int) -> list[Message]:
     templates = p.DRAW if rng.random() < 0.4 else p.DRAW_IN_STYLE
     image = selection.image(row, size)
     reply = (image,) if rng.random() < 0.6 else (say(p.HERE_IS, rng, a=name), image)
-    messages = [user(sentence(say(templates, rng, a=name, style=style))), assistant(*reply)]
+    asked = sentence(say(templates, rng, a=selection.wish(row, rng), style=style))
+    messages = [user(asked), assistant(*reply)]
     if rng.random() < 0.8:
         messages += _again_in_style(selection, row, rng, size)
     if rng.random() < 0.4:

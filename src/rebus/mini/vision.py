@@ -3,7 +3,7 @@
 Trained so that its vectors know both what is there and what it looks like: contrastive against frozen sentence vectors,
 and two small decoders must rebuild the picture, one from the patch features, one from the image embedding.
 
-    rebus train mini.vision --config mini --work state --out state/vision
+    rebus train mini.vision --config mini --work state
 
 Dimension key: I images · N tokens (class token first) · C width · D width of the image embedding
 """

@@ -1,41 +1,102 @@
-"""The sizes that SEED comes in: the released ones, the embedded mini, and a tiny one for tests."""
+"""The sizes that SEED comes in: the embedded mini, and a tiny one for tests."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+from rebus.diffusion.denoiser import TransformerConfig
+from rebus.diffusion.draft import DraftConfig
+from rebus.diffusion.vae import VaeConfig
+from rebus.mini.llm import BASE_LLM
 from rebus.mini.vision import MINI_VIT
 from rebus.nn.vit import ViTConfig
+from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
+from rebus.papers.seed.spelling import SeedGrammarConfig, mini
+from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.qformer import QFormerConfig
 from rebus.papers.seed.tokenizer import SeedTokenizerConfig
 
 HALF = (0.5, 0.5, 0.5)
+SMOLLM2_WORDS = 49_152
+
+
+@dataclass(frozen=True)
+class SeedConfig:
+    """A whole SEED: the four parts."""
+
+    tokenizer: SeedTokenizerConfig = field(default_factory=SeedTokenizerConfig)
+    """How it sees."""
+    grammar: SeedGrammarConfig = field(default_factory=SeedGrammarConfig)
+    """How it spells."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """What continues the sequence."""
+    detokenizer: SeedDetokenizerConfig = field(default_factory=SeedDetokenizerConfig)
+    """How it draws."""
+    base: str | None = None
+    """The shared weights that these are laid over: vision encoder and latent codec of the mini family."""
+
 
 PAPER_TOKENIZER = SeedTokenizerConfig()
 
-MINI_TOKENIZER = SeedTokenizerConfig(
-    vision=MINI_VIT,
-    qformer=QFormerConfig(width=192, depth=4, heads=4, mlp_hidden=768, source_width=192, dropout=0.0),
-    codebook_size=1024,
-    code_width=16,
-    decoder_depth=2,
-    decoder_heads=4,
-    decoder_hidden=768,
-    head_widths=(64, 16),
-    image_width=512,
-    resize="bicubic",
-    mean=HALF,
-    std=HALF,
+MINI = SeedConfig(
+    tokenizer=SeedTokenizerConfig(
+        vision=MINI_VIT,
+        qformer=QFormerConfig(width=192, depth=4, heads=4, mlp_hidden=768, source_width=192, dropout=0.0),
+        codebook_size=1024,
+        code_width=16,
+        decoder_depth=2,
+        decoder_heads=4,
+        decoder_hidden=768,
+        head_widths=(64, 16),
+        image_width=512,
+        resize="bicubic",
+        mean=HALF,
+        std=HALF,
+    ),
+    grammar=mini(SMOLLM2_WORDS, 1024),
+    language=LanguageConfig(base=BASE_LLM, new_words=1026, lora_dropout=0.0),
+    base="mini",
+)
+MINI_TOKENIZER = MINI.tokenizer
+
+TINY = SeedConfig(
+    tokenizer=SeedTokenizerConfig(
+        vision=ViTConfig(image_size=32, patch=16, width=32, depth=1, heads=2, mlp_hidden=64),
+        qformer=QFormerConfig(
+            queries=8, width=32, depth=2, heads=2, mlp_hidden=64, source_width=32, dropout=0.0, causal=True
+        ),
+        codebook_size=64,
+        code_width=8,
+        decoder_depth=1,
+        decoder_heads=2,
+        decoder_hidden=64,
+        head_widths=(16, 4),
+        image_width=32,
+        mean=HALF,
+        std=HALF,
+    ),
+    grammar=mini(262, 64, per_image=8),
+    language=LanguageConfig(
+        base={
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        },
+        new_words=66,
+        lora_rank=2,
+        lora_alpha=4,
+        lora_dropout=0.0,
+    ),
+    detokenizer=SeedDetokenizerConfig(
+        vae=VaeConfig(channels=(32,), latent_channels=4),
+        denoiser=TransformerConfig(side=8, heads=2, head_width=16, depth=1, token_width=16, vector_width=64),
+        draft=DraftConfig(vector_width=32, start=4, widths=(16, 16)),
+        steps=2,
+    ),
 )
 
-TINY_TOKENIZER = SeedTokenizerConfig(
-    vision=ViTConfig(image_size=32, patch=16, width=32, depth=1, heads=2, mlp_hidden=64),
-    qformer=QFormerConfig(width=32, depth=2, heads=2, mlp_hidden=64, source_width=32, dropout=0.0),
-    codebook_size=64,
-    code_width=8,
-    decoder_depth=1,
-    decoder_heads=2,
-    decoder_hidden=64,
-    head_widths=(16, 4),
-    image_width=32,
-    mean=HALF,
-    std=HALF,
-)
+VARIANTS = {"mini": MINI, "tiny": TINY}

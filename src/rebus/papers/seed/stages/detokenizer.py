@@ -3,7 +3,7 @@
 The released SEED-LLaMA uses Stable unCLIP 2.1 as it is; the mini fine-tunes the mini base denoiser and its draft on what
 stage 2 makes of the bank, so that it learns to undo the errors of the codes.
 
-    rebus train seed.detokenizer --config mini --work state --out state/seed/detokenizer
+    rebus train seed.detokenizer --config mini --work state
 
 Dimension key: I images · N codes · D width of the image embedding · c latent channels · h w latent sides
 """
@@ -44,7 +44,7 @@ class Config:
     """Noise levels 0..levels−1 are drawn for the image embedding."""
     batch: int = 48
     """Pictures of one step."""
-    steps: int = 1000
+    steps: int = 600
     """Optimiser steps."""
     lr: float = 4e-4
     """Peak learning rate."""
@@ -80,11 +80,11 @@ def stage(config: Config, work: Path) -> Stage:
     """Needs the weights of mini.vae, mini.vision, mini.denoiser and SEED's stages 1 and 2 under `work`."""
     torch.manual_seed(config.seed)
     data = Frozen(work)
-    weights = [work / "seed" / name / "weights.safetensors" for name in ("stage1", "stage2")]
+    weights = [work / f"seed.{name}" / "weights.safetensors" for name in ("stage1_qformer", "stage2_codebook")]
     tokenizer = load_tokenizer(MINI_TOKENIZER, *weights)
     tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
     model = SeedDetokenizer(config.detokenizer, tokenizer.eval().requires_grad_(False))
-    denoiser, draft = load_denoiser(work / "denoiser" / "weights.safetensors")
+    denoiser, draft = load_denoiser(work / "mini.denoiser" / "weights.safetensors")
     model.denoiser.load_state_dict(denoiser.state_dict())
     model.draft.load_state_dict(draft.state_dict())
     model.codec.load_state_dict(data.codec.state_dict())

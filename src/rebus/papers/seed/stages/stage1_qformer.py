@@ -5,7 +5,7 @@ Image-text contrast on the last query, the only one that has seen all others. Th
 picture looks like; it is trained from nothing against frozen sentence vectors, and through the bottleneck of the codes
 (not yet rounded to a codebook) it must also rebuild the image embedding.
 
-    rebus train seed.stage1_qformer --config mini --work state --out state/seed/stage1
+    rebus train seed.stage1_qformer --config mini --work state
 
 Dimension key: I images · S tokens of the vision encoder · N queries · C width · D width of the image embedding
 """
@@ -69,7 +69,7 @@ CONFIGS = {
         detail_weight=4.0,
         batch=96,
         lr=1e-3,
-        optim=Optim(steps=900, warmup=60, min_lr_ratio=0.05, weight_decay=0.05, clip=1.0),
+        optim=Optim(steps=600, warmup=60, min_lr_ratio=0.05, weight_decay=0.05),
     ),
 }
 
@@ -99,7 +99,7 @@ class QFormerTraining(nn.Module):
 
 
 def stage(config: Config, work: Path) -> Stage:
-    """Needs `work/vision/weights.safetensors`. Trains on cached features of the bank; measures on split `val`."""
+    """Needs the weights of mini.vision under `work`. Trains on cached features of the bank; measures on split `val`."""
     torch.manual_seed(config.seed)
     data = Frozen(work)
     module = QFormerTraining(config, text_width=data.array("captions", "train").shape[1])

@@ -4,7 +4,7 @@ Vision encoder and Q-Former are frozen. The codes must give back the image embed
 (CLIP ViT-H/14 in the paper, the mini vision encoder here) and the causal embeddings. 64 V100 in the paper, batches of
 16,384 from CC3M, Unsplash and COCO.
 
-    rebus train seed.stage2_codebook --config mini --work state --out state/seed/stage2
+    rebus train seed.stage2_codebook --config mini --work state
 
 Dimension key: I images · S tokens of the vision encoder · N queries · C width · E code width · D width of the image
 embedding · K codebook entries
@@ -73,7 +73,7 @@ CONFIGS = {
         revive_every=50,
         batch=128,
         lr=1e-3,
-        optim=Optim(steps=900, warmup=60, min_lr_ratio=0.05, weight_decay=0.01, clip=1.0),
+        optim=Optim(steps=600, warmup=60, min_lr_ratio=0.05, weight_decay=0.01),
     ),
 }
 
@@ -129,7 +129,7 @@ def stage(config: Config, work: Path) -> Stage:
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     data = Frozen(work)
-    start = load_tokenizer(config.tokenizer, work / "seed" / "stage1" / "weights.safetensors").eval()
+    start = load_tokenizer(config.tokenizer, work / "seed.stage1_qformer" / "weights.safetensors").eval()
     start.visual_encoder.load_state_dict(data.vision.vit.state_dict())
     module = CodebookTraining(config)
     module.tokenizer.load_state_dict(start.state_dict())

@@ -1,0 +1,217 @@
+"""SEED stage 3: the language model learns to read and write images among words (SEED-LLaMA section 3.2).
+
+Next-token training on captions in both directions and on interleaved documents. The paper: Vicuna-7B or LLaMA-2-13B
+with LoRA on seven projections, embeddings, head and norms trained in full; 64 A100-40G for 144 hours.
+
+The mini begins the row of each code as the mean of the words that describe the pictures in which it occurs: with a few
+ten thousand documents, against a hundred million in the paper, rows that begin as noise would not be learned.
+
+    rebus train seed.stage3_pretrain --config mini --work state
+
+Dimension key: I images · N codes of an image · K codes of the codebook · D language-model width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rebus.data.emoji import PRETRAIN, EmojiDocuments
+from rebus.data.loader import Loader
+from rebus.data.pictures import load_pictures
+from rebus.document import Document, Image, Role
+from rebus.grammar import LossKind, TemplateName
+from rebus.lm import InterleavedLM, Losses
+from rebus.mini.frozen import Frozen
+from rebus.nn.text_tokenizer import TextTokenizer
+from rebus.papers.seed.grammar import SeedGrammar
+from rebus.papers.seed.language import build_language
+from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
+from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.variants import MINI, SeedConfig
+from rebus.sequence import collate
+from rebus.train import Optim, Stage, Trainable
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 3; the defaults are the paper's."""
+
+    system: SeedConfig = field(default_factory=SeedConfig)
+    """The system whose language model is trained."""
+    row_start: Literal["random", "captions"] = "random"
+    """How the rows of codes begin: as noise (the paper), or as the mean of the words that describe their pictures."""
+    template: TemplateName = "plain"
+    """How documents are laid out."""
+    loss: LossKind = "paper"
+    """Which words are learned: `paper` all of them, `reply` what follows the first message."""
+    batch: int = 116
+    """Documents of one step."""
+    pack: int | None = None
+    """Longest packed row in words; none: a row for each document, padded."""
+    lr: float = 1.5e-4
+    """Peak learning rate of the adapters."""
+    row_lr: float = 1.5e-4
+    """Peak learning rate of the rows of new words."""
+    optim: Optim = field(
+        default_factory=lambda: Optim(
+            steps=30_000,
+            warmup=0.03,
+            min_lr_ratio=0.05,
+            betas=(0.9, 0.95),
+            eps=1e-5,
+            weight_decay=0.05,
+            clip=1.0,
+            accumulate=4,
+        )
+    )
+    """Optimiser and schedule."""
+    seed: int = 42
+    """Order of the documents and initial weights."""
+
+
+CONFIGS = {
+    "paper": Config(),
+    "mini": Config(
+        system=MINI,
+        row_start="captions",
+        loss="reply",
+        batch=24,
+        pack=256,
+        lr=1e-3,
+        row_lr=2e-3,
+        optim=Optim(steps=700, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
+    ),
+}
+
+
+class LanguageTraining(nn.Module):
+    """The language model with the frozen tokenizer and the grammar that make sequences of documents."""
+
+    def __init__(
+        self,
+        lm: InterleavedLM,
+        tokenizer: SeedTokenizer,
+        grammar: SeedGrammar,
+        *,
+        template: TemplateName,
+        loss: LossKind,
+        pack: int | None,
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.tokenizer = tokenizer.requires_grad_(False)
+        self.grammar = grammar
+        self.template: TemplateName = template
+        self.loss: LossKind = loss
+        self.pack = pack
+
+    def forward(self, documents: list[Document]) -> Losses:
+        """Images become codes, documents become sequences, sequences a batch."""
+        encoded = encode_documents(self.tokenizer, documents)
+        sequences = [self.grammar.serialize(d, template=self.template, loss=self.loss) for d in encoded]
+        batch = collate(sequences, pack=self.pack, pad_id=self.grammar.special.pad)
+        return self.lm(batch.to(self.lm.llm.device))
+
+
+def encode_documents(tokenizer: SeedTokenizer, documents: Sequence[Document]) -> list[Document]:
+    """The documents with the codes of all their images, encoded as one batch."""
+    images = [image for document in documents for image in document.images]
+    encoded = iter(tokenizer.encode(images, {"understanding", "generation"}))
+
+    def replace(_: Image, __: Role) -> Image:
+        return next(encoded)
+
+    return [document.map_images(replace) for document in documents]
+
+
+@torch.no_grad()
+def rows_from_captions(
+    table_VD: Tensor, text: TextTokenizer, ids_IN: Tensor, captions: Sequence[str], rows_KD: Tensor, codes: int
+) -> Tensor:
+    """Rows for the codes: each is the mean of the word vectors of the captions of the pictures that it occurs in,
+    less the mean of all captions, at the length of an ordinary word's row. Codes that do not occur keep their row, as
+    do the marks behind them."""
+    table_VD = table_VD.float()
+    words_ID = torch.stack([table_VD[text.encode(" " + caption)].mean(0) for caption in captions])
+    words_ID -= words_ID.mean(0)
+    sum_KD = torch.zeros(codes, table_VD.shape[1])
+    hits_K = torch.bincount(ids_IN.flatten(), minlength=codes)
+    for n in range(ids_IN.shape[1]):
+        sum_KD.index_add_(0, ids_IN[:, n], words_ID)
+    length = table_VD.norm(dim=1).median()
+    made_KD = table_VD.mean(0) + length * nn.functional.normalize(sum_KD / hits_K.clamp(min=1)[:, None], dim=1)
+    rows_KD = rows_KD.clone()
+    rows_KD[:codes][hits_K > 0] = made_KD[hits_K > 0].to(rows_KD.dtype)
+    return rows_KD
+
+
+def training(
+    config: SeedConfig, work: Path, *, template: TemplateName, loss: LossKind, pack: int | None
+) -> LanguageTraining:
+    """The language model, its own parts fresh, with the tokenizer of stages 1 and 2."""
+    data = Frozen(work)
+    stages = [work / f"seed.{name}" / "weights.safetensors" for name in ("stage1_qformer", "stage2_codebook")]
+    tokenizer = load_tokenizer(config.tokenizer, *stages)
+    tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
+    lm, text = build_language(config.language, dtype=torch.float32)
+    grammar = SeedGrammar(text, config.grammar, tokenizer.source)
+    return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)
+
+
+def stage(config: Config, work: Path) -> Stage:
+    """Needs `work/emoji`, and the weights of mini.vision and SEED's stages 1 and 2 under `work`."""
+    torch.manual_seed(config.seed)
+    module = training(config.system, work, template=config.template, loss=config.loss, pack=config.pack)
+    pictures = load_pictures(work / "emoji")
+    if config.row_start == "captions":
+        start_rows(module, work)
+    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=PRETRAIN)
+
+    def evaluate() -> Iterator[tuple[str, float]]:
+        for split in ("train", "val"):
+            for kind in ("caption", "draw"):
+                mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
+                yield f"{split}/{kind}", module([mix[i] for i in range(48)]).text.item()
+
+    return Stage(
+        name="seed.stage3_pretrain",
+        module=module,
+        step=lambda module, documents: module(documents),
+        trainable=[Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)],
+        data=Loader(documents, config.batch),
+        evals=[evaluate],
+        optim=config.optim,
+        config=config,
+    )
+
+
+def start_rows(module: LanguageTraining, work: Path) -> None:
+    """Sets the rows of codes from the single pictures of the bank."""
+    data = Frozen(work)
+    bank, config = data.bank("train"), module.grammar.config
+    ids = data.derive("seed_codes", "train", lambda i: module.tokenizer.ids(bank.pixels(i)))
+    singles = data.singles("train", len(bank))
+    captions = [bank.captions[i] for i in singles]
+    rows = module.lm.llm.rows
+    assert rows is not None
+    for part in (rows.input, rows.output):
+        weight = part.get_parameter("weight_VD")
+        table_VD = module.lm.llm.base.get_input_embeddings().weight
+        made = rows_from_captions(
+            table_VD, module.grammar.text, torch.from_numpy(ids[singles]), captions, weight, config.codes
+        )
+        with torch.no_grad():
+            weight.copy_(made)
+
+
+def language_weights(folder: Path) -> dict[str, Tensor]:
+    """The language model's own tensors that a run of stage 3 or 4 wrote into `folder`, under the text model's names."""
+    found = load_file(folder / "weights.safetensors")
+    return {k.removeprefix("lm.llm."): v for k, v in found.items() if k.startswith("lm.llm.")}

@@ -1,0 +1,82 @@
+"""The shared parts of the mini family: batches that resume, arrays written once, weights read from GGUF, code rows."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rebus.mini.bank import IndexBatches, cached, in_batches
+from rebus.mini.llm import _half_split
+from rebus.mini.vision import CONFIGS, VisionTraining
+from rebus.nn.text_tokenizer import ByteTokenizer
+from rebus.papers.seed.stages.stage3_pretrain import rows_from_captions
+
+
+def test_index_batches_cover_an_epoch_and_resume_to_the_batch() -> None:
+    whole = list(islice(IndexBatches(10, 3, seed=4), 7))
+    assert all(len(set(np.concatenate(whole[k : k + 3]))) == 9 for k in (0, 3))
+    assert not np.array_equal(np.concatenate(whole[:3]), np.concatenate(whole[3:6]))
+    first = IndexBatches(10, 3, seed=4)
+    begun = list(islice(first, 4))
+    rest = IndexBatches(10, 3, seed=4)
+    rest.load_state_dict(first.state_dict())
+    for got, want in zip(begun + list(islice(rest, 3)), whole, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_cached_array_is_built_once_and_whole(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def build() -> np.ndarray:
+        calls.append(1)
+        return in_batches(lambda i: torch.from_numpy(i).float()[:, None] * 2, 10, size=4)
+
+    for _ in range(2):
+        array = cached(tmp_path / "a" / "b.npy", build)
+        np.testing.assert_array_equal(array[:, 0], np.arange(10) * 2)
+    assert calls == [1] and array.dtype == np.float16
+
+    def broken() -> np.ndarray:
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        cached(tmp_path / "c.npy", broken)
+    assert not (tmp_path / "c.npy").exists()
+
+
+def test_rotary_halves_are_put_back_in_order() -> None:
+    heads, width, into = 2, 4, 3
+    ours = np.arange(heads * width * into).reshape(heads * width, into)
+    # as GGUF stores it: within each head, row i of the first half is followed by row i of the second
+    theirs = ours.reshape(heads, 2, width // 2, into).swapaxes(1, 2).reshape(heads * width, into)
+    np.testing.assert_array_equal(_half_split(theirs, heads), ours)
+
+
+def test_the_embedding_of_mini_vit_is_standardised_and_knows_places() -> None:
+    torch.manual_seed(0)
+    vision = VisionTraining(CONFIGS["mini"], text_width=8).vision.eval()
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        _, embedding = vision(torch.cat([pixels, pixels.flip(-1)]))
+    torch.testing.assert_close(embedding.mean(1), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(embedding.var(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    assert (embedding[0] - embedding[2]).abs().max() > 0.05  # a mirrored picture is another picture
+
+
+def test_code_rows_begin_as_the_words_of_their_pictures() -> None:
+    text = ByteTokenizer()
+    table = torch.randn(text.words, 16, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[0, 1], [0, 2], [3, 3]])
+    before = torch.zeros(6, 16)
+    rows = rows_from_captions(table, text, ids, ["aa", "aa", "zz"], before, codes=5)
+    length = table.norm(dim=1).median()
+    centre = table.mean(0)
+    torch.testing.assert_close((rows[:4] - centre).norm(dim=1), length.expand(4))
+    assert torch.equal(rows[4:], before[4:])  # code 4 never occurs, row 5 is a mark
+    torch.testing.assert_close(rows[1], rows[2])  # the same caption
+    towards_z = table[text.encode(" zz")].mean(0) - table[text.encode(" aa")].mean(0)
+    assert torch.cosine_similarity(rows[3] - centre, towards_z, dim=0) > 0.99

@@ -76,6 +76,11 @@ class TextModel(nn.Module):
         return self._table.embedding_dim
 
     @property
+    def max_length(self) -> int:
+        """Most words that the model was built to read at once."""
+        return self.base.config.max_position_embeddings
+
+    @property
     def dtype(self) -> torch.dtype:
         """Number format of the word table, and so of the vectors that go in."""
         return self._table.weight.dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -77,13 +76,13 @@ class Loader:
 
     def _make(self, index: int) -> tuple[list[Document], int]:
         start = (index * self.world + self.rank) * self.batch_size
-        batch, skipped = [], Counter[str]()
+        batch, skipped = [], 0
         for position in range(start, start + self.batch_size):
             try:
                 batch.append(self.documents[position])
             except Unreadable:
-                skipped["unreadable"] += 1
-        return batch, skipped.total()
+                skipped += 1
+        return batch, skipped
 
 
 class _Batches(Dataset):

@@ -71,12 +71,18 @@ def test_code_rows_begin_as_the_words_of_their_pictures() -> None:
     text = ByteTokenizer()
     table = torch.randn(text.words, 16, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[0, 1], [0, 2], [3, 3]])
-    before = torch.zeros(6, 16)
-    rows = rows_from_captions(table, text, ids, ["aa", "aa", "zz"], before, codes=5)
-    length = table.norm(dim=1).median()
+    captions = ["aa", "ab", "zz"]
+    inputs, outputs = rows_from_captions(table, text, ids, captions, codes=5, ridge=1e-3)
     centre = table.mean(0)
-    torch.testing.assert_close((rows[:4] - centre).norm(dim=1), length.expand(4))
-    assert torch.equal(rows[4:], before[4:])  # code 4 never occurs, row 5 is a mark
-    torch.testing.assert_close(rows[1], rows[2])  # the same caption
-    towards_z = table[text.encode(" zz")].mean(0) - table[text.encode(" aa")].mean(0)
-    assert torch.cosine_similarity(rows[3] - centre, towards_z, dim=0) > 0.99
+    spread = (table - centre).square().sum(1).mean()
+    for rows in (inputs, outputs):
+        assert rows.shape == (5, 16)
+        torch.testing.assert_close((rows - centre).square().sum(1).mean(), spread)
+        torch.testing.assert_close(rows[4], centre)  # code 4 never occurs
+    words = torch.stack([table[text.encode(" " + caption)].mean(0) for caption in captions])
+    words -= words.mean(0)
+    # a picture's input rows sum to its caption; a code's output row is the mean of its pictures' captions
+    summed = torch.stack([(inputs[row] - centre).sum(0) for row in ids])
+    assert torch.cosine_similarity(summed, words).min() > 0.99
+    assert torch.cosine_similarity(outputs[0] - centre, words[:2].mean(0), dim=0) > 0.99
+    assert torch.cosine_similarity(outputs[3] - centre, words[2], dim=0) > 0.99

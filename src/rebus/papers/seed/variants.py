@@ -11,9 +11,9 @@ from rebus.mini.llm import BASE_LLM
 from rebus.mini.vision import MINI_VIT
 from rebus.nn.vit import ViTConfig
 from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
-from rebus.papers.seed.spelling import SeedGrammarConfig, mini
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.qformer import QFormerConfig
+from rebus.papers.seed.spelling import SeedGrammarConfig, mini
 from rebus.papers.seed.tokenizer import SeedTokenizerConfig
 
 HALF = (0.5, 0.5, 0.5)

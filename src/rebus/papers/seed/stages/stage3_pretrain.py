@@ -3,8 +3,8 @@
 Next-token training on captions in both directions and on interleaved documents. The paper: Vicuna-7B or LLaMA-2-13B
 with LoRA on seven projections, embeddings, head and norms trained in full; 64 A100-40G for 144 hours.
 
-The mini begins the row of each code as the mean of the words that describe the pictures in which it occurs: with a few
-ten thousand documents, against a hundred million in the paper, rows that begin as noise would not be learned.
+The mini begins the rows of codes from the words that describe the pictures in which they occur: with ten thousand
+documents, against a hundred million in the paper, rows that begin as noise would not be learned.
 
     rebus train seed.stage3_pretrain --config mini --work state
 
@@ -46,7 +46,7 @@ class Config:
     system: SeedConfig = field(default_factory=SeedConfig)
     """The system whose language model is trained."""
     row_start: Literal["random", "captions"] = "random"
-    """How the rows of codes begin: as noise (the paper), or as the mean of the words that describe their pictures."""
+    """How the rows of codes begin: as noise (the paper), or from the words that describe their pictures."""
     template: TemplateName = "plain"
     """How documents are laid out."""
     loss: LossKind = "paper"
@@ -86,7 +86,7 @@ CONFIGS = {
         pack=256,
         lr=1e-3,
         row_lr=2e-3,
-        optim=Optim(steps=700, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=250, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 
@@ -133,23 +133,26 @@ def encode_documents(tokenizer: SeedTokenizer, documents: Sequence[Document]) ->
 
 @torch.no_grad()
 def rows_from_captions(
-    table_VD: Tensor, text: TextTokenizer, ids_IN: Tensor, captions: Sequence[str], rows_KD: Tensor, codes: int
-) -> Tensor:
-    """Rows for the codes: each is the mean of the word vectors of the captions of the pictures that it occurs in,
-    less the mean of all captions, at the length of an ordinary word's row. Codes that do not occur keep their row, as
-    do the marks behind them."""
+    table_VD: Tensor, text: TextTokenizer, ids_IN: Tensor, captions: Sequence[str], codes: int, *, ridge: float = 10.0
+) -> tuple[Tensor, Tensor]:
+    """First input and output rows for the codes, each [K, D], from pictures whose captions are known.
+
+    A caption is the mean of its words' rows. The input row of a code is what it adds to the caption when all codes of a
+    picture are summed (ridge regression); the output row is the mean caption of the pictures in which it occurs. Both
+    have the mean and the root-mean-square distance from it that ordinary words have.
+    """
     table_VD = table_VD.float()
-    words_ID = torch.stack([table_VD[text.encode(" " + caption)].mean(0) for caption in captions])
-    words_ID -= words_ID.mean(0)
-    sum_KD = torch.zeros(codes, table_VD.shape[1])
-    hits_K = torch.bincount(ids_IN.flatten(), minlength=codes)
-    for n in range(ids_IN.shape[1]):
-        sum_KD.index_add_(0, ids_IN[:, n], words_ID)
-    length = table_VD.norm(dim=1).median()
-    made_KD = table_VD.mean(0) + length * nn.functional.normalize(sum_KD / hits_K.clamp(min=1)[:, None], dim=1)
-    rows_KD = rows_KD.clone()
-    rows_KD[:codes][hits_K > 0] = made_KD[hits_K > 0].to(rows_KD.dtype)
-    return rows_KD
+    captions_ID = torch.stack([table_VD[text.encode(" " + caption)].mean(0) for caption in captions])
+    captions_ID -= captions_ID.mean(0)
+    counts_IK = torch.zeros(len(ids_IN), codes).scatter_add_(1, ids_IN, torch.ones(ids_IN.shape))
+    towards_KD = counts_IK.T @ captions_ID
+    gram_KK = counts_IK.T @ counts_IK + ridge * torch.eye(codes)
+    input_KD = torch.linalg.solve(gram_KK, towards_KD)
+    output_KD = towards_KD / counts_IK.sum(0).clamp(min=1)[:, None]
+    centre_D = table_VD.mean(0)
+    spread = (table_VD - centre_D).square().sum(1).mean().sqrt()
+    made = [centre_D + x * (spread / x.square().sum(1).mean().sqrt()) for x in (input_KD, output_KD)]
+    return made[0], made[1]
 
 
 def training(
@@ -199,16 +202,13 @@ def start_rows(module: LanguageTraining, work: Path) -> None:
     ids = data.derive("seed_codes", "train", lambda i: module.tokenizer.ids(bank.pixels(i)))
     singles = data.singles("train", len(bank))
     captions = [bank.captions[i] for i in singles]
-    rows = module.lm.llm.rows
-    assert rows is not None
-    for part in (rows.input, rows.output):
-        weight = part.get_parameter("weight_VD")
-        table_VD = module.lm.llm.base.get_input_embeddings().weight
-        made = rows_from_captions(
-            table_VD, module.grammar.text, torch.from_numpy(ids[singles]), captions, weight, config.codes
-        )
-        with torch.no_grad():
-            weight.copy_(made)
+    rows, table_VD = module.lm.llm.rows, module.lm.llm.base.get_input_embeddings().weight
+    if rows is None:
+        raise ValueError("The language model has no rows of new words to begin with.")
+    made = rows_from_captions(table_VD, module.grammar.text, torch.from_numpy(ids[singles]), captions, config.codes)
+    with torch.no_grad():
+        for part, made_KD in zip((rows.input, rows.output), made, strict=True):
+            part.get_parameter("weight_VD")[: config.codes] = made_KD
 
 
 def language_weights(folder: Path) -> dict[str, Tensor]:

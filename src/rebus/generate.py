@@ -17,12 +17,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rebus.beams import children, is_settled
+from rebus.beams import Branch, Reply, Stream, children, is_settled
 from rebus.errors import RebusError
 from rebus.grammar import Allow, Grammar, Modality
 from rebus.lm import InterleavedLM
 from rebus.narrate import Event, Finished, Narrator, Span
-from rebus.reply import Branch, Reply, Stream
 from rebus.sampling import Sampling, log_scores, pick, restrict
 from rebus.sequence import Sequence
 

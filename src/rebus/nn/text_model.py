@@ -8,7 +8,8 @@ Dimension key: B batch · L length · T tokens of a batch · D width · V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -195,13 +196,27 @@ def read_causal_lm(folder: Path | str, *, dtype: torch.dtype | None = None) -> P
     return model
 
 
-def build_causal_lm(config: PretrainedConfig | dict[str, Any], *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A causal language model with random weights from its config (a dict needs `model_type`). Weights come from the
-    global generator: seed it, or load weights, where they matter."""
+def build_causal_lm(
+    config: PretrainedConfig | dict[str, Any],
+    *,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> PreTrainedModel:
+    """A causal language model with random weights from its config (a dict needs `model_type`)."""
     if isinstance(config, dict):
         config = AutoConfig.for_model(**config)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    return model.to(dtype) if dtype else model
+    with _randomness(generator):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return model.to(dtype) if dtype else model.float()
+
+
+@contextlib.contextmanager
+def _randomness(generator: torch.Generator | None) -> Iterator[None]:
+    """Lets libraries that know the global generator only draw from `generator`; the global one is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        if generator is not None:
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        yield
 
 
 def add_lora(
@@ -212,6 +227,7 @@ def add_lora(
     dropout: float = 0.05,
     targets: Sequence[str] = LLAMA_PROJECTIONS,
     adapter: str = "default",
+    generator: torch.Generator | None = None,
 ) -> None:
     """Put LoRA beside the named projections of the base model, in place and in float32; the base's own weights freeze.
 
@@ -219,7 +235,8 @@ def add_lora(
     """
     config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), lora_dropout=dropout, target_modules=list(targets))
     try:
-        inject_adapter_in_model(config, model.base, adapter)
+        with _randomness(generator):
+            inject_adapter_in_model(config, model.base, adapter)
     except ValueError as error:
         kinds = sorted({name.rpartition(".")[2] for name, m in model.base.named_modules() if isinstance(m, nn.Linear)})
         raise RebusError(

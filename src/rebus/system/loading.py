@@ -1,0 +1,113 @@
+"""Loading a system by its name: the folders under `papers/` are the registry.
+
+A paper's package has `VARIANTS` (name → config) and `build(config, weights, parts, device, dtype) -> System`; where it
+has official behaviour to switch on, `official(config)`; where it has adapters, `adapt(system, folder)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from rebus.checkpoint import config_from_json, load_system
+from rebus.errors import RebusError
+from rebus.system.parts import System
+
+PARTS = ("tokenizer", "lm", "detokenizer")
+PAPERS = Path(__file__).parents[1] / "papers"
+
+
+def known_systems() -> dict[str, list[str]]:
+    """The papers of this library and their variants, as `load` takes them: `{"seed": ["8b", "mini", …], …}`."""
+    return {paper: list(_paper(paper).VARIANTS) for paper in _papers()}
+
+
+def load(
+    name: str,
+    *,
+    weights: Path | str | None = None,
+    adapter: Path | str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    parts: Sequence[str] = PARTS,
+    official: bool = False,
+) -> System:
+    """A system by name: `"seed:mini"`, or `"mylab.emu:tiny"` for a package of one's own.
+
+    `weights` is a folder written by `rebus convert` or by training; its config is read from it. Without it a variant
+    that has embedded weights takes those. `parts` leaves out what is not needed. `official` switches every deviation of
+    the paper's published code on. `device` is the CPU unless given, `dtype` that of the weights.
+
+    Raises RebusError for an unknown name or part, weights of another paper or variant, and all that building raises.
+    """
+    paper_name, _, variant = name.partition(":")
+    paper = _paper(paper_name)
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise RebusError(
+            f"A system has the parts {', '.join(PARTS)}, but {unknown[0]!r} was asked for. Choose of these."
+        )
+    config, variant = _config(paper, paper_name, variant, weights)
+    if official:
+        config = _ability(paper, paper_name, "official", "has no official behaviour to switch on")(config)
+    folder = None if weights is None else Path(weights)
+    system: System = paper.build(config, folder, tuple(parts), torch.device(device or "cpu"), dtype)
+    system.name = f"{paper_name}:{variant}"
+    if adapter is not None:
+        _ability(paper, paper_name, "adapt", "has no adapters")(system, Path(adapter))
+    return system
+
+
+def _papers() -> list[str]:
+    return sorted(found.name for found in pkgutil.iter_modules([str(PAPERS)]) if found.ispkg)
+
+
+def _paper(name: str) -> ModuleType:
+    """The package of a paper; a dotted name is imported as it stands."""
+    dotted = name if "." in name else f"rebus.papers.{name}"
+    try:
+        paper = importlib.import_module(dotted) if name else None
+    except ModuleNotFoundError as error:
+        if not (error.name and f"{dotted}.".startswith(f"{error.name}.")):
+            raise  # the paper is there, something that it needs is not
+        paper = None
+    if paper is None or not hasattr(paper, "VARIANTS"):
+        raise RebusError(
+            f"There is no system {name!r}. The papers here are {', '.join(_papers())}; a package of your own is named with its dots. "
+            "Choose one with `rebus list`."
+        )
+    return paper
+
+
+def _config(paper: ModuleType, paper_name: str, variant: str, weights: Path | str | None) -> tuple[Any, str]:
+    """The config that was asked for, by variant or from the weights, and the variant's name."""
+    variants: dict[str, Any] = paper.VARIANTS
+    if variant and variant not in variants:
+        raise RebusError(
+            f"There is no system '{paper_name}:{variant}'. The variants of {paper_name} are {', '.join(variants)}. "
+            "Choose one with `rebus list`."
+        )
+    if weights is None:
+        variant = variant or next(iter(variants))
+        return variants[variant], variant
+    saved = load_system(weights)
+    saved_paper, _, saved_variant = saved.name.partition(":")
+    if saved_paper != paper_name or (variant and saved_variant != variant):
+        asked = f"{paper_name}:{variant}" if variant else paper_name
+        raise RebusError(
+            f"The weights in {weights} are those of {saved.name}, but {asked} was asked for. "
+            f"Load {saved.name}, or name other weights."
+        )
+    return config_from_json(type(next(iter(variants.values()))), saved.config), saved_variant
+
+
+def _ability(paper: ModuleType, paper_name: str, function: str, lacking: str) -> Any:
+    if not hasattr(paper, function):
+        raise RebusError(f"{paper_name} {lacking}. Load it without `{'adapter' if function == 'adapt' else function}`.")
+    return getattr(paper, function)

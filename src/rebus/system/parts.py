@@ -1,0 +1,216 @@
+"""The four parts together: a system reads a document and writes the next message, in words and pictures.
+
+Understanding, drawing, editing and interleaved chat are all the same verb on different documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+
+from rebus.document import Box, Document, Image, Message, Part
+from rebus.errors import RebusError
+from rebus.generate import Decoder
+from rebus.grammar import Grammar, Modality, TemplateName
+from rebus.lm import InterleavedLM
+from rebus.narrate import Event, Span
+from rebus.sampling import Sampling
+from rebus.sequence import Sequence as Words
+from rebus.system.dice import Dice
+from rebus.system.encoding import encode
+from rebus.visual import Detokenizer, ImageSampling, Progress, VisualTokenizer
+
+Scorer = Callable[[Document, Message], float]
+"""How good a reply to a document is; higher is better."""
+
+
+@dataclass(eq=False)
+class System:
+    """A model that can be talked to."""
+
+    grammar: Grammar
+    lm: InterleavedLM
+    tokenizer: VisualTokenizer | None = None
+    """absent: prompts of text, or of images that already carry tokens"""
+    detokenizer: Detokenizer | None = None
+    """absent: images stay tokens"""
+    name: str = ""
+
+    def stream(
+        self,
+        document: Document,
+        *,
+        modality: Modality = "any",
+        sampling: Sampling | None = None,
+        generator: torch.Generator | None = None,
+        source: PIL.Image.Image | None = None,
+        template: TemplateName = "chat",
+    ) -> Iterator[str | Image | Box | Progress]:
+        """The assistant's reply as it comes: text, images and boxes, and `Progress` while an image is drawn.
+
+        Closing the iterator cancels. `source` is what a detokenizer that edits starts from, by default the document's
+        last image. Without a generator the same document gets the same reply. Raises RebusError for a document that
+        this model cannot read, or one too long for it.
+        """
+        sampling = sampling or Sampling()
+        if sampling.best_of > 1:
+            raise RebusError(
+                f"A stream cannot take back what it said, but best_of is {sampling.best_of}. Use `generate` with a scorer."
+            )
+        dice = Dice(generator)
+        prompt = self.prompts([document], [dice], template, modality)[0]
+        decoder = self.decoder([prompt], sampling, rows=Decoder.rows_for(sampling))
+        reply = decoder.add(prompt, modality=modality, sampling=sampling, generator=dice.words)
+        source = source or last_picture(document)
+        try:
+            while not decoder.idle:
+                for _, event in decoder.step():
+                    for part in self.parts(event):
+                        if isinstance(part, Image):
+                            yield from self.draw([part], [source], [dice.image()], sampling.image)
+                        else:
+                            yield part
+        finally:
+            decoder.cancel(reply)
+
+    def generate(
+        self,
+        documents: Sequence[Document],
+        *,
+        modality: Modality = "any",
+        sampling: Sampling | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        scorer: Scorer | None = None,
+        rows: int = 16,
+        template: TemplateName = "chat",
+    ) -> list[Message]:
+        """The assistant's reply to each document. Replies run side by side in up to `rows` rows of the decoder, and a
+        document's reply does not depend on its neighbours. With `best_of` above 1 that many replies to each are
+        sampled, drawn, and the one kept that `scorer` likes best.
+
+        Raises RebusError as `stream` does, and when `best_of` lacks a scorer or generators do not match documents.
+        """
+        sampling = sampling or Sampling()
+        if generators is not None and len(generators) != len(documents):
+            raise RebusError(
+                f"Every document needs a generator of its own, but there are {len(documents)} documents and "
+                f"{len(generators)} generators. Give as many, or none."
+            )
+        if sampling.best_of > 1 and scorer is None:
+            raise RebusError(
+                f"The best of {sampling.best_of} replies was asked for without saying what is best. "
+                "Give `scorer=`, a function of document and message."
+            )
+        dice = [Dice(None if generators is None else generators[i]) for i in range(len(documents))]
+        prompts = self.prompts(documents, dice, template, modality)
+        each = sampling.best_of
+        jobs = [(i, prompts[i], one) for i in range(len(documents)) for one in dice[i].split(each)]
+        replies = self._decode([(prompt, one) for _, prompt, one in jobs], modality, sampling, rows)
+        sources = [last_picture(documents[i]) for i, _, _ in jobs]
+        messages = self._drawn(replies, sources, [one for *_, one in jobs], sampling.image)
+        if scorer is None or each == 1:
+            return messages
+        groups = [messages[i * each : (i + 1) * each] for i in range(len(documents))]
+        return [
+            max(group, key=lambda message, document=document: scorer(document, message))  # type: ignore[misc]
+            for document, group in zip(documents, groups, strict=True)
+        ]
+
+    def _decode(
+        self, jobs: list[tuple[Words, Dice]], modality: Modality, sampling: Sampling, rows: int
+    ) -> list[list[Part]]:
+        """The parts of each reply, images as tokens. Replies wait for free rows and take them as others finish."""
+        wanted = Decoder.rows_for(sampling)
+        decoder = self.decoder([prompt for prompt, _ in jobs], sampling, rows=max(rows, wanted))
+        replies: list[list[Part]] = [[] for _ in jobs]
+        waiting, running = list(enumerate(jobs)), {}
+        while waiting or not decoder.idle:
+            while waiting and decoder.free_rows >= wanted:
+                index, (prompt, dice) = waiting.pop(0)
+                reply = decoder.add(prompt, modality=modality, sampling=sampling, generator=dice.words)
+                running[reply] = index
+            for reply, event in decoder.step():
+                replies[running[reply]] += self.parts(event)
+        return replies
+
+    def _drawn(
+        self,
+        replies: list[list[Part]],
+        sources: list[PIL.Image.Image | None],
+        dice: list[Dice],
+        sampling: ImageSampling,
+    ) -> list[Message]:
+        """Messages of the replies, their images drawn."""
+        where = [(r, p) for r, reply in enumerate(replies) for p, part in enumerate(reply) if isinstance(part, Image)]
+        images = [part for reply in replies for part in reply if isinstance(part, Image)]
+        generators = [dice[r].image() for r, _ in where]
+        drawn = [d for d in self.draw(images, [sources[r] for r, _ in where], generators, sampling)]
+        for (r, p), image in zip(where, (d for d in drawn if isinstance(d, Image)), strict=True):
+            replies[r][p] = image
+        return [Message("assistant", joined(reply)) for reply in replies]
+
+    # ------------------------------------------------------------------------------------------ the steps, for servers
+
+    def prompts(
+        self, documents: Sequence[Document], dice: Sequence[Dice], template: TemplateName, modality: Modality
+    ) -> list[Words]:
+        """Documents → prompts with the assistant's message open: images encoded, everything laid out."""
+        if self.tokenizer is not None:
+            generators = [one.encoding for document, one in zip(documents, dice, strict=True) for _ in document.images]
+            documents = encode(self.tokenizer, documents, replies="understanding", generators=generators)
+        return [self.grammar.serialize(d, reply=modality, template=template) for d in documents]
+
+    def decoder(self, prompts: Sequence[Words], sampling: Sampling, *, rows: int) -> Decoder:
+        """A decoder with room for these prompts and their replies."""
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        return Decoder(self.lm, self.grammar, rows=rows, capacity=longest + sampling.max_new_tokens)
+
+    def parts(self, event: Event) -> list[Part]:
+        """What an event of the decoder says, images as tokens."""
+        match event:
+            case str():
+                return [event]
+            case Span(hidden_ND=None):
+                return self.grammar.read(event.ids)
+            case Span():
+                assert self.lm.output_projector is not None
+                return [Image(generated=self.lm.output_projector(event.hidden_ND))]
+        return []
+
+    def draw(
+        self,
+        images: Sequence[Image],
+        sources: Sequence[PIL.Image.Image | None],
+        generators: Sequence[torch.Generator],
+        sampling: ImageSampling,
+    ) -> Iterator[Progress | Image]:
+        """Images with tokens → `Progress`, then the same images with pixels; without a detokenizer as they are."""
+        if self.detokenizer is None or not images:
+            yield from images
+            return
+        tokens = [image.generated for image in images if image.generated is not None]
+        drawing = self.detokenizer.decode(
+            tokens, sources=sources, negatives=[None] * len(tokens), generators=generators, sampling=sampling
+        )
+        done = iter(images)
+        for drawn in drawing:
+            yield drawn if isinstance(drawn, Progress) else Image(drawn, generated=next(done).generated)
+
+
+def last_picture(document: Document) -> PIL.Image.Image | None:
+    """The pixels of the last image that has any."""
+    return next((image.pixels for image in reversed(document.images) if image.pixels is not None), None)
+
+
+def joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts with neighbouring texts made one."""
+    out: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and out and isinstance(out[-1], str):
+            out[-1] += part
+        else:
+            out.append(part)
+    return tuple(out)

@@ -12,7 +12,7 @@ embedding · K codebook entries
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,15 +110,18 @@ class CodebookTraining(nn.Module):
         return Losses(terms.total, parts | {"codes_used": float(used), "perplexity": perplexity})
 
 
-def load_tokenizer(config: SeedTokenizerConfig, *files: Path) -> SeedTokenizer:
-    """A tokenizer from the weights of its stages, the later laid over the earlier."""
+def load_tokenizer(
+    config: SeedTokenizerConfig, *files: Path, untrained: Sequence[str] = ("visual_encoder.",)
+) -> SeedTokenizer:
+    """A tokenizer from the weights of its stages, the later laid over the earlier; what begins with one of `untrained`
+    may be missing and stays as it was built. Raises ValueError for anything else that is missing or left over."""
     tokenizer = SeedTokenizer(config)
     weights: dict[str, Tensor] = {}
     for file in files:
         found = load_file(file)
         weights |= {k.removeprefix("tokenizer."): v.float() for k, v in found.items() if k.startswith("tokenizer.")}
     missing, unexpected = tokenizer.load_state_dict(weights, strict=False)
-    lacking = [name for name in missing if not name.startswith(("visual_encoder.", "embedding_decoder."))]
+    lacking = [name for name in missing if not name.startswith(tuple(untrained))]
     if lacking or unexpected:
         raise ValueError(f"Stage weights do not fit the tokenizer: missing {lacking[:4]}, unexpected {unexpected[:4]}.")
     return tokenizer
@@ -129,7 +132,10 @@ def stage(config: Config, work: Path) -> Stage:
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     data = Frozen(work)
-    start = load_tokenizer(config.tokenizer, work / "seed.stage1_qformer" / "weights.safetensors").eval()
+    first = work / "seed.stage1_qformer" / "weights.safetensors"
+    start = load_tokenizer(
+        config.tokenizer, first, untrained=("visual_encoder.", "quantizer.", "embedding_decoder.")
+    ).eval()
     start.visual_encoder.load_state_dict(data.vision.vit.state_dict())
     module = CodebookTraining(config)
     module.tokenizer.load_state_dict(start.state_dict())

@@ -9,6 +9,7 @@ Dimension key: B batch · L length · T tokens of a batch · D width · V vocabu
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -230,12 +231,15 @@ def add_lora(
     generator: torch.Generator | None = None,
 ) -> None:
     """Put LoRA beside the named projections of the base model, in place and in float32; the base's own weights freeze.
+    A second one stays silent until `use_adapter`.
 
     Raises RebusError when `targets` names no projection of this model. Source: the LoRA settings of SEED-LLaMA.
     """
+    spoke = [m.active_adapters for m in model.base.modules() if isinstance(m, BaseTunerLayer)]
     config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), lora_dropout=dropout, target_modules=list(targets))
     try:
-        with _randomness(generator):
+        with _randomness(generator), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
             inject_adapter_in_model(config, model.base, adapter)
     except ValueError as error:
         kinds = sorted({name.rpartition(".")[2] for name, m in model.base.named_modules() if isinstance(m, nn.Linear)})
@@ -246,6 +250,8 @@ def add_lora(
     for name, parameter in model.base.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
+    if spoke:
+        use_adapter(model, spoke[0][0])
 
 
 def use_adapter(model: TextModel, adapter: str) -> None:

@@ -24,7 +24,7 @@ from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import load_denoiser, psnr
 from rebus.mini.frozen import Frozen, take
 from rebus.papers.seed.detokenizer import SeedDetokenizer, SeedDetokenizerConfig
-from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
+from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.variants import MINI_TOKENIZER
 from rebus.train import Losses, Optim, Stage, Trainable
 from rebus.visual import Codes, ImageSampling
@@ -44,7 +44,7 @@ class Config:
     """Noise levels 0..levels−1 are drawn for the image embedding."""
     batch: int = 48
     """Pictures of one step."""
-    steps: int = 400
+    steps: int = 350
     """Optimiser steps."""
     lr: float = 4e-4
     """Peak learning rate."""
@@ -89,12 +89,11 @@ def stage(config: Config, work: Path) -> Stage:
     model.draft.load_state_dict(draft.state_dict())
     model.codec.load_state_dict(data.codec.state_dict())
 
-    def ids(split: str) -> np.ndarray:
-        return data.derive("seed_codes", split, lambda i: tokenizer.ids(data.bank(split).pixels(i)))
-
     def coded(split: str) -> np.ndarray:
-        codes = ids(split)
-        return data.derive("seed_embeddings", split, lambda i: tokenizer.image_embedding(torch.from_numpy(codes[i])))
+        codes = bank_codes(data, split, tokenizer)
+        return data.derive(
+            "seed_embeddings", split, lambda i: tokenizer.image_embedding(torch.from_numpy(np.array(codes[i])))
+        )
 
     module = DetokenizerTraining(config, model)
 
@@ -106,7 +105,7 @@ def stage(config: Config, work: Path) -> Stage:
     def evaluate() -> Iterator[tuple[str, float]]:
         singles = data.singles("val", 64)
         pixels = data.bank("val").pixels(singles)
-        codes = [Codes(torch.from_numpy(row), tokenizer.source) for row in ids("val")[singles]]
+        codes = [Codes(torch.from_numpy(row), tokenizer.source) for row in bank_codes(data, "val", tokenizer)[singles]]
         drawn = model.decode(
             codes,
             sources=[None] * 64,

@@ -127,6 +127,23 @@ def load_tokenizer(
     return tokenizer
 
 
+def causal_embeddings(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray:
+    """What the frozen Q-Former of stage 1 says of every picture of the bank, [N queries, C] each; computed once."""
+
+    def run(i: np.ndarray) -> Tensor:
+        return tokenizer.causal_embeddings(take(data.array("tokens", split), i))
+
+    return data.derive("seed_causal", split, run)
+
+
+def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray:
+    """The codes of every picture of the bank, int64 [N] each; computed once."""
+    causal = causal_embeddings(data, split, tokenizer)
+    return data.derive(
+        "seed_codes", split, lambda i: tokenizer.quantizer.encode(tokenizer.codes_before(take(causal, i)))
+    )
+
+
 def stage(config: Config, work: Path) -> Stage:
     """Needs the weights of mini.vision and stage 1 under `work`. Trains on cached causal embeddings of the bank."""
     torch.manual_seed(config.seed)
@@ -141,9 +158,7 @@ def stage(config: Config, work: Path) -> Stage:
     module.tokenizer.load_state_dict(start.state_dict())
 
     def rows(split: str, i: np.ndarray) -> tuple[Tensor, Tensor]:
-        causal = data.derive(
-            "seed_causal", split, lambda i: start.causal_embeddings(take(data.array("tokens", split), i)).detach()
-        )
+        causal = causal_embeddings(data, split, start)
         return take(causal, i), take(data.array("embeddings", split), i)
 
     tokenizer, quantizer = module.tokenizer, module.tokenizer.quantizer

@@ -32,7 +32,7 @@ from rebus.mini.frozen import Frozen
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import build_language
-from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
+from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.sequence import collate
@@ -87,7 +87,7 @@ CONFIGS = {
         pack=256,
         lr=1e-3,
         row_lr=2e-3,
-        optim=Optim(steps=250, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=210, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 
@@ -189,7 +189,7 @@ def start_rows(module: LanguageTraining, work: Path) -> None:
     """Sets the rows of codes from the single pictures of the bank."""
     data = Frozen(work)
     bank, config = data.bank("train"), module.grammar.config
-    ids = data.derive("seed_codes", "train", lambda i: module.tokenizer.ids(bank.pixels(i)))
+    ids = bank_codes(data, "train", module.tokenizer)
     singles = data.singles("train", len(bank))
     captions = [bank.captions[i] for i in singles]
     rows, table_VD = module.lm.llm.rows, module.lm.llm.base.get_input_embeddings().weight

@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
 
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (0, ("errors",)),  # what a user did wrong may be noticed anywhere
     (1, ("nn",)),
-    (2, ("document", "visual", "images", "packages", "errors")),
-    (3, ("lm", "generate", "grammar", "sequence", "diffusion", "checkpoint")),
+    (2, ("document", "visual", "images", "packages")),
+    (3, ("lm", "generate", "sampling", "beams", "narrate", "grammar", "sequence", "diffusion", "checkpoint")),
     (4, ("system", "data", "train", "evals", "mini")),
     (5, ("papers",)),
     (6, ("apps", "studies")),
@@ -31,8 +32,8 @@ LAYER_OF = {name: layer for layer, names in LAYERS for name in names}
 EVERYWHERE = {"torch", "einops", "numpy", "PIL", "safetensors"}
 PLACES: dict[str, tuple[str, ...]] = {
     "diffusers": ("rebus.diffusion",),
-    "transformers": ("rebus.nn.text_model", "rebus.nn.text_tokenizer", "rebus.nn.text_encoder"),
-    "tokenizers": ("rebus.nn.text_tokenizer",),
+    "transformers": ("rebus.nn.text_model", "rebus.nn.row_cache", "rebus.nn.text_tokenizer", "rebus.nn.text_encoder"),
+    "tokenizers": ("rebus.nn.text_tokenizer", "rebus.mini.llm"),
     "peft": ("rebus.nn.text_model",),
     "torchao": ("rebus.nn.text_model",),
     "huggingface_hub": ("rebus.checkpoint",),

@@ -1,0 +1,369 @@
+"""The command line, `rebus VERB …`: one function a verb, whose signature is its options and whose docstring its help.
+
+Bad input ends in one red line and exit code 2, never in a traceback (`--traceback` shows it all the same).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from rebus.apps import training
+from rebus.apps.chat import Chat
+from rebus.apps.device import choose_device
+from rebus.apps.files import codes_json, read_codes, save_codes
+from rebus.apps.loading import Bar, about, load_system, variants, where_weights
+from rebus.apps.terminal import keep_in, show
+from rebus.data.wording import STYLES
+from rebus.document import Document, Image, user
+from rebus.errors import RebusError
+from rebus.images import open_image, save_image
+from rebus.sampling import Sampling
+from rebus.visual import Codes, ImageSampling, Progress
+
+System = Annotated[str, arg(metavar="SYSTEM", help="which model: NAME:VARIANT, as `rebus list` shows them")]
+Weights = Annotated[
+    Path | None,
+    arg(metavar="FOLDER", help="weights of one's own: a folder that training wrote", help_behavior_hint=""),
+]
+Device = Annotated[str, arg(metavar="DEVICE", help="cpu, cuda, mps, or auto for the best that is there")]
+Seed = Annotated[int, arg(help="of everything random: the same seed gives the same reply")]
+Steps = Annotated[
+    int | None, arg(metavar="INT", help="denoising steps of a picture", help_behavior_hint="(default: the model's)")
+]
+Temperature = Annotated[float, arg(metavar="NUMBER", help="0 takes the likeliest word; about 1 is free")]
+MaxTokens = Annotated[int, arg(help="longest reply, in tokens")]
+Picture = Annotated[Path, arg(metavar="IMAGE", help="a picture file")]
+Pictures = Annotated[tuple[Path, ...], arg(metavar="IMAGE [IMAGE …]", help="picture files", help_behavior_hint="")]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+# ------------------------------------------------------------------------------------------------ the verbs
+
+
+def list_systems() -> None:
+    """List the models there are, and where their weights come from."""
+    table = Table("model", "weights", "what it is", box=None, header_style="bold")
+    for name, config in variants():
+        table.add_row(name, where_weights(config), about(name))
+    out.print(table)
+    out.print("\nTry one:  rebus chat seed:mini", style="dim")
+
+
+def chat(
+    system: Positional[System] = "seed:mini",
+    *,
+    folder: Annotated[Path, arg(metavar="FOLDER", help="where the pictures that the model draws are saved")] = Path(
+        "rebus-chat"
+    ),
+    seed: Seed = 0,
+    temperature: Temperature = 0.7,
+    max_tokens: MaxTokens = 256,
+    weights: Weights = None,
+    device: Device = "auto",
+) -> None:
+    """Talk with a model in words and pictures."""
+    model = load_system(system, err, weights=weights, device=device)
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  the arrow keys and a history, for as long as the chat lasts
+    Chat(model, out, folder, generator, sampling).run(lambda: out.input("[bold blue]you ›[/bold blue] "))
+
+
+def see(
+    image: Positional[Picture],
+    question: Positional[
+        Annotated[str, arg(metavar="QUESTION", help="what to ask about it")]
+    ] = "What is in this picture?",
+    *,
+    system: System = "seed:mini",
+    seed: Seed = 0,
+    temperature: Temperature = 0.0,
+    max_tokens: MaxTokens = 128,
+    weights: Weights = None,
+    device: Device = "auto",
+) -> None:
+    """Ask a question about a picture."""
+    pixels = open_image(image)
+    asked = Document((user(Image(pixels), _not_empty(question, "question")),))
+    model = load_system(system, err, weights=weights, device=device, parts=("tokenizer", "lm"))
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path()))
+
+
+def draw(
+    text: Positional[Annotated[str, arg(metavar="TEXT", help="what to draw")]],
+    *,
+    output: Annotated[Path, arg(aliases=("-o",), metavar="FILE", help="the picture file to write")] = Path(
+        "drawing.png"
+    ),
+    style: Annotated[
+        str | None,
+        arg(
+            metavar="STYLE",
+            help="in which manner, such as noto, fluent or twemoji",
+            help_behavior_hint="(default: any)",
+        ),
+    ] = None,
+    system: System = "seed:mini",
+    seed: Seed = 0,
+    steps: Steps = None,
+    temperature: Temperature = 0.0,
+    weights: Weights = None,
+    device: Device = "auto",
+) -> None:
+    """Draw a picture from words."""
+    wish = drawing_request(_not_empty(text, "text"), style)
+    model = load_system(system, err, weights=weights, device=device, parts=("lm", "detokenizer"))
+    sampling = Sampling(temperature=temperature, image=ImageSampling(steps=steps))
+    generator = torch.Generator().manual_seed(seed)
+    stream = model.stream(Document((user(wish),)), modality="image", sampling=sampling, generator=generator)
+    drawn = [part for part in show(stream, out, lambda pixels: save_image(pixels, output)) if isinstance(part, Image)]
+    if not drawn or drawn[-1].pixels is None:
+        raise RebusError(f"{system} drew nothing for {text!r}. Try other words or another --seed.")
+
+
+def tokenize(
+    system: Positional[System],
+    images: Positional[Pictures],
+    *,
+    output: Annotated[
+        Path | None,
+        arg(
+            aliases=("-o",), metavar="FILE", help="a document for the codes", help_behavior_hint="(default: print them)"
+        ),
+    ] = None,
+    seed: Seed = 0,
+    weights: Weights = None,
+    device: Device = "auto",
+) -> None:
+    """Turn pictures into the codes that a model writes them with."""
+    if not images:
+        raise RebusError("No pictures were named, so there is nothing to tokenize. Name at least one file.")
+    opened = [Image(open_image(path)) for path in images]
+    model = load_system(system, err, weights=weights, device=device, parts=("tokenizer",))
+    generators = [torch.Generator().manual_seed(seed) for _ in opened]
+    encoded = model.tokenizer.encode(opened, {"generation"}, generators=generators)
+    if output is not None:
+        out.print(f"saved as {save_codes(encoded, output)}", style="dim", soft_wrap=True)
+        return
+    for path, part in zip(images, codes_json(encoded), strict=True):
+        prefix = f"{path}: " if len(images) > 1 else ""
+        out.print(prefix + " ".join(str(code) for code in part["codes"]), markup=False, soft_wrap=True)
+
+
+def detokenize(
+    system: Positional[System],
+    codes: Positional[
+        Annotated[str, arg(metavar="CODES", help="a document that `rebus tokenize` wrote, or the codes in quotes")]
+    ],
+    *,
+    output: Annotated[Path, arg(aliases=("-o",), metavar="FILE", help="the picture file; several are numbered")] = Path(
+        "decoded.png"
+    ),
+    seed: Seed = 0,
+    steps: Steps = None,
+    weights: Weights = None,
+    device: Device = "auto",
+) -> None:
+    """Turn codes back into pictures."""
+    tokens = read_codes(codes)
+    model = load_system(system, err, weights=weights, device=device, parts=("detokenizer",))
+    # codes that were typed say nothing of the tokenizer that wrote them
+    tokens = [Codes(token.ids_N, token.source or model.grammar.source) for token in tokens]
+    stream = model.detokenizer.decode(
+        tokens,
+        sources=[None] * len(tokens),
+        negatives=[None] * len(tokens),
+        generators=[torch.Generator().manual_seed(seed) for _ in tokens],
+        sampling=ImageSampling(steps=steps),
+    )
+    names = (
+        [output] if len(tokens) == 1 else [output.with_stem(f"{output.stem}-{n}") for n in range(1, len(tokens) + 1)]
+    )
+    saved = iter(names)
+    pieces = (piece if isinstance(piece, Progress) else Image(piece) for piece in stream)
+    show(pieces, out, lambda pixels: save_image(pixels, next(saved)))
+
+
+def data(
+    name: Positional[Annotated[Literal["emoji"], arg(help="which data")]],
+    *,
+    output: Annotated[Path, arg(aliases=("-o",), metavar="FOLDER", help="the folder to build it in")] = Path(
+        "state/emoji"
+    ),
+    workers: Annotated[int, arg(help="processes that render pictures")] = 2,
+) -> None:
+    """Fetch and build training data: the permissive emoji sets, rendered, labelled and split."""
+    from rebus.data.emoji_build import build
+    from rebus.packages import user_cache
+
+    with Bar(err) as bar:
+        counts = build(output, user_cache(), bar, workers=workers)
+    table = Table("split", *next(iter(counts.values()), {}), box=None, header_style="bold")
+    for split, row in counts.items():
+        table.add_row(split, *(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    out.print(table)
+    out.print(f"{name} is in {output}", soft_wrap=True)
+
+
+def train(
+    stage: Positional[
+        Annotated[str, arg(metavar="STAGE", help="which stage", help_behavior_hint="(none: list them)")]
+    ] = "",
+) -> None:
+    """Run one stage of training, or go on with it; `rebus train STAGE --help` lists its options."""
+    out.print(training.stages_table())
+    out.print("\nThe options of one:  rebus train STAGE --help", style="dim")
+
+
+def version() -> None:
+    """Say what is installed and what it runs on."""
+    table = Table(box=None, show_header=False)
+    for name in ("rebus-lm", "torch", "transformers", "diffusers", "peft", "pillow"):
+        table.add_row(name, metadata.version(name))
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    table.add_row("device", f"{choose_device()}, {torch.get_num_threads()} threads")
+    from rebus.packages import user_cache
+
+    table.add_row("cache", str(user_cache()))
+    out.print(table)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "chat": chat,
+    "see": see,
+    "draw": draw,
+    "tokenize": tokenize,
+    "detokenize": detokenize,
+    "list": list_systems,
+    "data": data,
+    "train": train,
+    "version": version,
+}
+
+
+REQUEST = re.compile(r"(please|can|could|would|i|draw|paint|show|make|create|generate|give)\b", re.IGNORECASE)
+
+
+def drawing_request(text: str, style: str | None) -> str:
+    """What is wished for as one would ask for it: `a red car`, `noto` → `Draw a red car in Noto style.`"""
+    text = text if REQUEST.match(text) else f"Draw {text}"
+    text = text.rstrip(" .")
+    if style:
+        known = {name.lower(): name for name in STYLES.values()}
+        text += f" in {known.get(style.lower(), style)} style"
+    return text if text.endswith(("?", "!")) else text + "."
+
+
+def _not_empty(text: str, what: str) -> str:
+    if not text.strip():
+        raise RebusError(f'The {what} is empty, so there is nothing to answer. Write it in quotes: "a red apple".')
+    return text.strip()
+
+
+# ------------------------------------------------------------------------------------------------ main
+
+
+def parse(args: Sequence[str]) -> Callable[[], Any]:
+    """The command line as a call that is yet to be made. Wrong options end the program with the usage and code 2."""
+    if len(args) > 1 and args[0] == "train" and not args[1].startswith("-"):
+        return functools.partial(training.parse(args[1], args[2:]), out, err)
+
+    def later(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+        @functools.wraps(verb)
+        def bind(*given: Any, **options: Any) -> Callable[[], None]:
+            return functools.partial(verb, *given, **options)
+
+        return bind
+
+    return tyro.extras.subcommand_cli_from_dict(
+        {name: later(verb) for name, verb in VERBS.items()},
+        prog="rebus",
+        description="Models that read and write documents of words and pictures.",
+        args=list(args) or ["--help"],
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code, as `guarded` says."""
+    args = list(sys.argv[1:] if args is None else args)
+    words = [word for word in args if word != "--traceback"]
+    return guarded(lambda: parse(words)(), with_traceback="--traceback" in args)
+
+
+def guarded(work: Callable[[], Any], *, with_traceback: bool = False) -> int:
+    """Does the work and returns the exit code: 0; 2 for bad input, a wrong option or Ctrl-C; 1 for a fault of our own.
+
+    What went wrong is told in one line on stderr; with_traceback lets the exception through.
+    """
+    try:
+        with contextlib.nullcontext() if with_traceback else libraries_silent():
+            work()
+        return 0
+    except SystemExit as end:  # the usage was shown
+        return end.code if isinstance(end.code, int) else 2
+    except BrokenPipeError:  # `rebus list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return 0
+    except (KeyboardInterrupt, Exception) as error:
+        if with_traceback:
+            raise
+        said, code = _one_line(error)
+        err.print(Text.assemble(("error: ", "bold red"), (said, "red")), soft_wrap=True)
+        return code
+
+
+@contextlib.contextmanager
+def libraries_silent() -> Iterator[None]:
+    """Keeps what imported libraries warn of, and users can do nothing about, off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _one_line(error: BaseException) -> tuple[str, int]:
+    """What a user is told about an exception, and the exit code."""
+    match error:
+        case KeyboardInterrupt():
+            return "stopped.", 2
+        case RebusError():
+            return " ".join(str(error).split()), 2
+        case FileNotFoundError() if error.filename:
+            return f"There is no file {error.filename}. Check the path.", 2
+        case OSError() if error.filename:
+            return f"{error.filename} cannot be used: {error.strerror or error}. Check its path and permissions.", 2
+        case torch.OutOfMemoryError() | MemoryError():
+            return "The memory is full. Close other programs, or use a smaller model or --device cpu.", 2
+    said = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {said} (this is a fault of rebus; --traceback shows where it happened)", 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

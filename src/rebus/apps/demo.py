@@ -1,0 +1,128 @@
+"""`make demo`: a short conversation with a trained model over the pictures of examples/, in the terminal and as a page."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.text import Text
+
+from rebus.apps.cli import guarded
+from rebus.apps.files import write_whole
+from rebus.apps.loading import load_system
+from rebus.apps.page import render
+from rebus.apps.terminal import keep_in, picture, show
+from rebus.document import Document, Image, Message, user
+from rebus.images import open_image
+from rebus.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is said to the model, and what kind of answer it may give."""
+
+    says: str
+    """the words"""
+    shows: str | None = None
+    """the picture before them, a file of the examples"""
+    answer: Literal["any", "text", "image"] = "any"
+    """what the reply may hold"""
+    anew: bool = False
+    """does a new conversation begin here?"""
+    seed: int = 0
+    """of the reply"""
+
+
+SCRIPT = (
+    Turn("What is in this picture?", shows="red-apple-noto.png", answer="text"),
+    Turn("And what is this?", shows="cat-noto.png", answer="text"),
+    Turn("Which style is this drawn in?", answer="text"),
+    Turn("Draw a red car.", answer="image", anew=True),
+    Turn("Draw the same in Twemoji style.", answer="image"),
+    Turn("Give me two examples from food and drink, each with a picture.", anew=True),
+)
+
+
+def converse(
+    system: Any, script: Sequence[Turn], examples: Path, pictures: Path, console: Console, sampling: Any
+) -> list[Document]:
+    """Plays the script with a System, showing it as it goes; returns the conversations."""
+    conversations: list[Document] = []
+    for turn in script:
+        if turn.anew or not conversations:
+            conversations.append(Document(()))
+        question = [turn.says]
+        if turn.shows is not None:
+            pixels = open_image(examples / turn.shows)
+            console.print(picture(pixels, console), end="")
+            console.print(Text(str(examples / turn.shows), "dim"))
+            message = user(Image(pixels), *question)
+        else:
+            message = user(*question)
+        console.print(Text.assemble(("you › ", "bold blue"), turn.says))
+        asked = conversations[-1].add(message)
+        generator = torch.Generator().manual_seed(turn.seed)
+        stream = system.stream(asked, modality=turn.answer, sampling=sampling, generator=generator)
+        parts = show(stream, console, keep_in(pictures))
+        conversations[-1] = asked.add(Message("assistant", parts))
+        console.print()
+    return conversations
+
+
+def demo(
+    system: str = "seed:mini", examples: Path = Path("examples"), output: Path = Path("demo"), device: str = "auto"
+) -> None:
+    """A scripted conversation with a model.
+
+    Args:
+        system: which model: NAME:VARIANT
+        examples: the folder of the pictures that are shown to it
+        output: the folder for index.html and the pictures that it draws
+        device: cpu, cuda, mps, or auto for the best that is there
+    """
+    console, err = Console(highlight=False), Console(stderr=True, highlight=False)
+    began = time.perf_counter()
+    model = load_system(system, err, device=device)
+    loaded = time.perf_counter()
+    conversations = converse(model, SCRIPT, examples, output / "pictures", console, Sampling())
+    talked = time.perf_counter() - loaded
+    about = (
+        f"{system} on {device_name(device)}: {len(SCRIPT)} replies in {talked:.0f} s, exactly as the model gave them."
+    )
+    page = write_whole(output / "index.html", render(conversations, about=about))
+    command = program()
+    picture_file = examples / next(turn.shows for turn in SCRIPT if turn.shows)
+    console.print(f"{about} It was loaded in {loaded - began:.0f} s.", style="dim", soft_wrap=True)
+    console.print(f"The conversation as a page: [bold]{page}[/bold]\n\nNow it is your turn:", soft_wrap=True)
+    console.print(f"  {command} chat", style="bold", soft_wrap=True)
+    console.print(f'  {command} see {picture_file} "What is this?"', style="bold", soft_wrap=True)
+    console.print(f'  {command} draw "a blue car" -o car.png', style="bold", soft_wrap=True)
+
+
+def program() -> str:
+    """How `rebus` is called from here: its path beside this Python, as short as it gets."""
+    beside = Path(sys.executable).with_name("rebus")
+    if not beside.exists():
+        return "rebus"
+    inside = os.path.relpath(beside)
+    return str(beside) if inside.startswith("..") else inside
+
+
+def device_name(device: str) -> str:
+    """The device in words."""
+    from rebus.apps.device import choose_device
+
+    chosen = choose_device(device)
+    return f"{torch.get_num_threads()} CPU threads" if chosen.type == "cpu" else str(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: tyro.cli(demo, prog="python -m rebus.apps.demo")))

@@ -1,0 +1,108 @@
+"""Which models there are, and loading one while the terminal says what is going on."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from rebus.apps.device import choose_device
+from rebus.errors import RebusError
+
+
+class Bar:
+    """A progress bar for work that reports `(what, done, of)`; one line for each `what`. Usable as a context."""
+
+    def __init__(self, console: Console):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=of)
+        self.progress.update(self.tasks[what], completed=done, total=of)
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+@contextlib.contextmanager
+def saying(what: str, console: Console) -> Iterator[None]:
+    """Shows that something is going on, on a terminal; says nothing in a pipe."""
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+def load_system(
+    name: str,
+    console: Console,
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    parts: Sequence[str] = ("tokenizer", "lm", "detokenizer"),
+) -> Any:
+    """`rebus.system.load` on a device, with the terminal saying so. Raises RebusError for an unknown name."""
+    chosen = choose_device(device)
+    with saying(f"loading {name}", console):
+        from rebus import system  # takes seconds
+
+    fetch_base(name, console)
+    with saying(f"loading {name}", console):
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
+
+
+def fetch_base(name: str, console: Console) -> None:
+    """Fetches the base language model of a mini, the first time, with a bar. Anything else `load` sees to."""
+    from rebus.mini.llm import BASE_LLM, base_llm
+    from rebus.packages import user_cache
+
+    paper, _, variant = name.partition(":")
+    config = next((config for known, config in variants() if known == f"{paper}:{variant}"), None)
+    language = getattr(config, "language", None)
+    if getattr(language, "base", None) == BASE_LLM and not (user_cache() / BASE_LLM).exists():
+        console.print(f"{name} is built on {BASE_LLM}, which is fetched once (about 100 MB).")
+        with Bar(console) as bar:
+            base_llm(user_cache(), bar)
+
+
+def variants() -> Iterator[tuple[str, Any]]:
+    """`name:variant` and config of every system of this library."""
+    from rebus.system import known_systems
+
+    for paper in known_systems():
+        for variant, config in importlib.import_module(f"rebus.papers.{paper}").VARIANTS.items():
+            yield f"{paper}:{variant}", config
+
+
+def where_weights(config: Any) -> str:
+    """Where the weights of a variant are, in words."""
+    from rebus.packages import embedded
+
+    name = getattr(config, "weights", None)
+    if name is None:
+        return "none: random, or --weights FOLDER"
+    try:
+        folder = embedded(name)
+    except RebusError:
+        return "absent: not in this installation"
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"embedded ({size / 1e6:.0f} MB)"
+
+
+def about(name: str) -> str:
+    """The first line of what a paper's package says of itself."""
+    paper = importlib.import_module(f"rebus.papers.{name.partition(':')[0]}")
+    return (paper.__doc__ or "").strip().split("\n", 1)[0]

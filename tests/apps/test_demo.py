@@ -1,0 +1,69 @@
+"""The demo: its script, its page, and that a failure leaves no half page."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import PIL.Image
+import pytest
+from rich.console import Console
+
+from rebus.apps import demo
+from rebus.apps.page import render
+from rebus.document import Box, Document, Image, assistant, user
+from rebus.errors import RebusError
+
+
+@pytest.fixture
+def examples(tmp_path):
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    for turn in demo.SCRIPT:
+        if turn.shows:
+            PIL.Image.new("RGB", (64, 64), "red").save(folder / turn.shows)
+    return folder
+
+
+def test_the_demo_writes_a_page_and_says_what_is_next(system, examples, tmp_path, capsys):
+    demo.demo(examples=examples, output=tmp_path / "demo")
+    page = (tmp_path / "demo" / "index.html").read_text()
+    drawn = sum(turn.answer != "text" for turn in demo.SCRIPT)
+    shown = sum(turn.shows is not None for turn in demo.SCRIPT)
+    assert page.count("<img") == drawn + shown
+    assert len(list((tmp_path / "demo" / "pictures").iterdir())) == drawn
+    said = capsys.readouterr().out
+    assert "chat" in said and 'draw "' in said and "index.html" in said
+
+
+def test_the_script_shows_what_is_promised():
+    answers = [turn.answer for turn in demo.SCRIPT]
+    assert sum(turn.shows is not None for turn in demo.SCRIPT) >= 2
+    assert answers.count("image") >= 2 and answers.count("any") >= 1
+    assert any(turn.answer == "text" and turn.shows is None and not turn.anew for turn in demo.SCRIPT)
+
+
+def test_a_failure_leaves_no_page(system, tmp_path):
+    with pytest.raises(RebusError, match="no file"):
+        demo.demo(examples=tmp_path, output=tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_page_is_one_valid_file():
+    picture = Image(PIL.Image.new("RGB", (64, 48), "blue"))
+    text = render([Document((user(picture, "<script>?"), assistant("a\nb", picture, Box(0.1, 0.2, 0.3, 0.4))))] * 2)
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert text.count("<hr>") == 1 and text.count("<ol>") == text.count("</ol>") == 2
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert 'width="192" height="144"' in text
+    assert "viewport" in text and "prefers-color-scheme: dark" in text
+
+
+def test_large_pictures_are_not_enlarged():
+    assert 'width="300"' in render([Document((user(Image(PIL.Image.new("RGB", (300, 20)))),))])
+
+
+def test_the_terminal_of_a_demo_shows_questions(system, examples, tmp_path):
+    console = Console(file=io.StringIO(), width=80)
+    demo.converse(system, demo.SCRIPT[:1], examples, tmp_path, console, None)
+    assert f"you › {demo.SCRIPT[0].says}" in console.file.getvalue()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import PIL.Image
@@ -36,9 +36,9 @@ class Image:
         if self.pixels is None and self.understood is None and self.generated is None:
             raise RebusError("An image needs pixels or tokens, but this one has neither. Give `pixels=` a PIL image.")
 
-    def with_tokens(self, **tokens: VisualTokens | None) -> Image:
-        """The same image with `understood=` and/or `generated=` filled in."""
-        return replace(self, **tokens)
+    def with_tokens(self, *, understood: VisualTokens | None = None, generated: VisualTokens | None = None) -> Image:
+        """The same image with `understood` and/or `generated` filled in; what is not given stays."""
+        return Image(self.pixels, understood or self.understood, generated or self.generated)
 
 
 @dataclass(frozen=True)

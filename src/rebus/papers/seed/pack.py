@@ -17,7 +17,7 @@ def pack(work: Path, folder: Path, variant: str = "mini") -> SavedSystem:
     """Writes `folder` from the weights of the stages under `work`, numbers as float16. The later stage's tensors are
     laid over the earlier's; shared parts are left to the base (`rebus.mini.pack`)."""
     config = VARIANTS[variant]
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     for stage in TOKENIZER:
         seen |= _part(work / stage, "tokenizer.")
     drawn = _part(work / "seed.detokenizer", "detokenizer.")

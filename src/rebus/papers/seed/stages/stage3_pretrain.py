@@ -29,6 +29,7 @@ from rebus.document import Document
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
+from rebus.nn.new_rows import Rows
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import build_language
@@ -193,12 +194,12 @@ def start_rows(module: LanguageTraining, work: Path) -> None:
     singles = data.singles("train", len(bank))
     captions = [bank.captions[i] for i in singles]
     rows, table_VD = module.lm.llm.rows, module.lm.llm.base.get_input_embeddings().weight
-    if rows is None:
-        raise ValueError("The language model has no rows of new words to begin with.")
+    if rows is None or not isinstance(rows.input, Rows) or not isinstance(rows.output, Rows):
+        raise ValueError("Only rows that are parameters can begin as captions; a computed table has none.")
     made = rows_from_captions(table_VD, module.grammar.text, torch.from_numpy(ids[singles]), captions, config.codes)
     with torch.no_grad():
-        for part, made_KD in zip((rows.input, rows.output), made, strict=True):
-            part.get_parameter("weight_VD")[: config.codes] = made_KD
+        rows.input.weight_VD[: config.codes] = made[0]
+        rows.output.weight_VD[: config.codes] = made[1]
 
 
 def language_weights(folder: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ Dimension key: I images · N codes of an image · K codes of the codebook · D l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -53,6 +53,8 @@ class Config:
     """How documents are laid out."""
     loss: LossKind = "paper"
     """Which words are learned: `paper` all of them, `reply` what follows the first message."""
+    mix: Mapping[str, float] = field(default_factory=lambda: PRETRAIN)
+    """Share of each kind of document of the embedded data."""
     batch: int = 116
     """Documents of one step."""
     pack: int | None = None
@@ -84,6 +86,7 @@ CONFIGS = {
         system=MINI,
         row_start="captions",
         loss="reply",
+        mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         batch=24,
         pack=256,
         lr=1e-3,
@@ -166,7 +169,7 @@ def stage(config: Config, work: Path) -> Stage:
     pictures = load_pictures(work / "emoji")
     if config.row_start == "captions":
         start_rows(module, work)
-    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=PRETRAIN)
+    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):

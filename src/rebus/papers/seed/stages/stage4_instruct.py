@@ -10,7 +10,7 @@ Dimension key: none; tensors are made in stage 3's module
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class Config:
 
     system: SeedConfig = field(default_factory=SeedConfig)
     """The system whose language model is trained."""
+    mix: Mapping[str, float] = field(default_factory=lambda: INSTRUCT)
+    """Share of each kind of document of the embedded data."""
     batch: int = 128
     """Documents of one step."""
     pack: int | None = None
@@ -52,6 +54,7 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         system=MINI,
+        mix={"describe": 0.22, "request": 0.36, "question": 0.12, "chat": 0.2, "album": 0.1},
         batch=16,
         pack=320,
         lr=6e-4,
@@ -71,7 +74,7 @@ def stage(config: Config, work: Path) -> Stage:
     if left:
         raise ValueError(f"Stage 3's weights are of another model: {sorted(left)[:3]}.")
     pictures = load_pictures(work / "emoji")
-    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=INSTRUCT)
+    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):

@@ -1,0 +1,71 @@
+"""Captions: does the answer to `What is in this picture?` hold the name of what is shown?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from rebus.data.phrases import SAY_WHAT, say
+from rebus.data.wording import named, style_name
+from rebus.document import Document, Image, user
+from rebus.evals.cider import Cider
+from rebus.evals.exam import Exam
+from rebus.evals.figures import Found, Sample, compare
+from rebus.evals.naming import names_of, nearest_trained, random_trained
+from rebus.evals.nearest import choose
+from rebus.evals.wordmatch import holds_any
+
+
+def caption(exam: Exam) -> Iterator[Found]:
+    """`caption/…`: holds_label (whole words of the concept's label, or of the picture's own), holds_keyword (that, or one
+    of its keywords), cider (against the sentences that the data says of it)."""
+    pictures, config = exam.pictures, exam.config
+    rows = choose(pictures, config.split, config.n, config.choice)
+    documents = [Document((user(Image(pictures.image(row, 64)), config.question),)) for row in rows]
+    seeds = exam.seeds("text")
+    runs = [[m.text for m in exam.replies("captions", documents, "text", seed)] for seed in seeds]
+
+    near, how = nearest_trained(exam, rows)
+    nearest = [named(pictures, row) for row in near]
+    random = [named(pictures, row) for row in random_trained(exam, len(rows))]
+    names = [names_of(pictures, row) for row in rows]
+    keywords = [(*names_of(pictures, row), *pictures.keywords[row]) for row in rows]
+    note = f"chance: the name of a random trained picture; ceiling: the name of {how}"
+    for what, allowed in (("holds_label", names), ("holds_keyword", keywords)):
+        yield compare(
+            f"caption/{what}",
+            lambda answer, wanted: float(holds_any(answer, wanted)),
+            runs,
+            allowed,
+            chance=random,
+            ceiling=nearest,
+            note=note,
+        )
+    rng = Random("captions")
+    references = [references_of(named(pictures, row), style_name(pictures, row)) for row in rows]
+    cider = Cider(references)
+    yield compare(
+        "caption/cider",
+        cider.score,
+        runs,
+        references,
+        chance=[say(SAY_WHAT, rng, a=name, style="Noto") for name in random],
+        ceiling=[say(SAY_WHAT, rng, a=named(pictures, row), style=style_name(pictures, row)) for row in rows],
+        note="0 to 10; chance: a sentence with a random trained name; ceiling: a sentence of the data with the right one",
+    )
+    for row, answer, wanted, document in list(zip(rows, runs[0], names, documents, strict=True))[: config.samples]:
+        picture = document.images[0].pixels
+        yield Sample(
+            "caption",
+            asked=config.question,
+            wanted=pictures.concept_label[row],
+            said=answer,
+            score=float(holds_any(answer, wanted)),
+            seed=seeds[0],
+            pictures=() if picture is None else (("shown", picture),),
+        )
+
+
+def references_of(name: str, style: str) -> list[str]:
+    """The sentences that the data says of a picture."""
+    return [template.format(a=name, style=style) for template in dict.fromkeys(SAY_WHAT)]

@@ -87,10 +87,13 @@ def save_system(
     system: SavedSystem,
     parts: Mapping[str, Mapping[str, Tensor]],
     *,
+    others: Mapping[str, Mapping[str, bytes]] | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> SavedSystem:
     """Writes the parts (state dicts, possibly lazy) and `system.json` into a new `folder`; returns what was written.
+
+    `others` are further files of a part by name, such as the text tokenizer of a language model.
 
     Raises RebusError if there is something at `folder` already, unless `overwrite`; then the old folder is replaced
     only when the new one is complete.
@@ -103,6 +106,10 @@ def save_system(
     partial.mkdir()
     try:
         files = {part: write_tensors(partial, part, tensors, dtype=dtype) for part, tensors in parts.items()}
+        for part, contents in (others or {}).items():
+            for name, content in contents.items():
+                (partial / name).write_bytes(content)
+                files.setdefault(part, {})[name] = sha256(partial / name)
         written = dataclasses.replace(system, files=files, folder=target)
         held = {"format": FORMAT} | {k: v for k, v in dataclasses.asdict(written).items() if k != "folder"}
         (partial / FILE).write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n")

@@ -1,5 +1,5 @@
 """Named tensors in files: safetensors in one piece or in shards, and pickled state dicts of others (read only, and only
-what is plain data). Nothing is read before it is asked for, and writing holds one shard at a time.
+what is plain data). Nothing is read before it is asked for, and reading and writing hold one tensor at a time.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rebus.errors import RebusError
@@ -121,13 +121,24 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_NAMES = {kind: name for name, kind in _DTYPES.items()}
 
 
 def _read_pickle(path: Path) -> LazyTensors:
+    tensors, mapped = _unpickle(path)
+    if not mapped:
+        return LazyTensors(meta(tensors), tensors.__getitem__)
+    # opened again for each tensor: what a mapping has read counts as the process's memory until it is closed
+    return LazyTensors(meta(tensors), lambda name: _unpickle(path)[0][name].clone())
+
+
+def _unpickle(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a pickled state dict, and whether they lie in the file still (torch's old format cannot)."""
+    mapped = zipfile.is_zipfile(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or ["it ends too soon"])[0]
         raise RebusError(
             f"{path} cannot be read as a state dict ({reason}). Only files of plain tensors are opened, since others "
             "may run code; copy or download it again, or save its state dict as safetensors."
@@ -138,7 +149,7 @@ def _read_pickle(path: Path) -> LazyTensors:
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise RebusError(f"{path} holds no named tensors. Name the file with the model's state dict.")
-    return LazyTensors(meta(tensors), tensors.__getitem__)
+    return tensors, mapped
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -170,8 +181,7 @@ def write_tensors(
     if len(shards) == 1:
         files = [f"{name}.safetensors"]
     for file, keys in zip(files, shards, strict=True):
-        # clone, because safetensors refuses tensors that share memory (tied tables)
-        save_file({key: _plain(tensors[key], dtype).clone() for key in keys}, folder / file, {"format": "pt"})
+        _write_safetensors(folder / file, keys, tensors, dtype)
     if len(shards) > 1:
         total = sum((folder / file).stat().st_size for file in files)
         index = {
@@ -181,6 +191,25 @@ def write_tensors(
         files.append(f"{name}.safetensors.index.json")
         (folder / files[-1]).write_text(json.dumps(index, indent=1) + "\n")
     return {file: sha256(folder / file) for file in files}
+
+
+def _write_safetensors(path: Path, names: list[str], tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """One file, tensor by tensor; the library's own writer would hold all of it in memory, twice."""
+    shapes = meta(tensors)
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    kinds = {name: dtype if dtype and shapes[name].is_floating_point() else shapes[name].dtype for name in names}
+    ordered = sorted(names, key=lambda name: -kinds[name].itemsize)  # every tensor begins at a multiple of its item
+    for name in ordered:
+        end = at + shapes[name].numel() * kinds[name].itemsize
+        header[name] = {"dtype": _NAMES[kinds[name]], "shape": list(shapes[name].shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in ordered:
+            file.write(_plain(tensors[name], dtype).reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -23,6 +23,8 @@ def fresh(paper: str, seed: int = 0) -> System:
         torch.manual_seed(seed)
         system = load(f"{paper}:tiny", dtype=torch.float32)
         liven(system.lm)
+        with torch.no_grad():  # a longer row has more extreme scores, so that some replies hold images
+            system.lm.llm.rows.output.weight_VD[system.grammar.special.begin_image - system.lm.llm.words] *= 4
     return system
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+import transformers
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -136,17 +137,22 @@ class TextModel(nn.Module):
         """An empty cache for `rows` sequences of at most `capacity` tokens each."""
         return RowCache(rows, capacity)
 
+    def fold_lora(self) -> None:
+        """Write the active LoRA into the base's weights, in place, and take the adapters out: decoding without them
+        costs a third to a half less. Not for weights held in int8, nor for a model that goes on learning."""
+        for name, module in list(self.base.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.merge(safe_merge=True)
+                parent, _, child = name.rpartition(".")
+                setattr(self.base.get_submodule(parent), child, module.get_base_layer())
+
     def merge(self) -> PreTrainedModel:
         """Write LoRA and new rows into the base model, in place, and return it: what the published layouts hold.
 
         Afterwards `rows` is None and the vocabulary is part of the base. Rows that differ for input and output untie
         the head of a tied model.
         """
-        for name, module in list(self.base.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge(safe_merge=True)
-                parent, _, child = name.rpartition(".")
-                setattr(self.base.get_submodule(parent), child, module.get_base_layer())
+        self.fold_lora()
         if self.rows is None:
             return self.base
         tied = self.rows.input is self.rows.output and _is_tied(self.base)
@@ -178,13 +184,14 @@ def read_causal_lm(folder: Path | str, *, dtype: torch.dtype | None = None) -> P
     Raises RebusError when there is none, or when tensors are missing, left over or of another shape.
     """
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            local_files_only=True,
-        )
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or "auto",
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                local_files_only=True,
+            )
     except (OSError, ValueError) as error:
         raise RebusError(
             f"{folder} holds no language model that can be read: {str(error).splitlines()[0]}. "
@@ -195,6 +202,18 @@ def read_causal_lm(folder: Path | str, *, dtype: torch.dtype | None = None) -> P
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:8])}" for kind, names in wrong.items())
         raise RebusError(f"The language model in {folder} does not fit its config.json ({listed}). Fetch it again.")
     return model
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keeps transformers from drawing its own bar, which reading takes a second for; its setting is put back."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def build_causal_lm(

@@ -170,6 +170,13 @@ def test_text_is_shown_as_it_is(tmp_path):
     assert console.file.getvalue() == "one [red]" + " two " * 10 + "\nthree\n"
 
 
+def test_a_model_cannot_command_the_terminal(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    parts = show(["a\x1b[2Jb\x07\r\tc\x9bd"], console, keep_in(tmp_path))
+    assert console.file.getvalue().replace("\x1b[0m", "") .split() == ["a[2Jb", "cd"]
+    assert parts == ("a\x1b[2Jb\x07\r\tc\x9bd",)
+
+
 def test_an_image_without_pixels_is_said(tmp_path):
     console = Console(file=io.StringIO(), width=80)
     show([Image(generated=Codes(torch.arange(32), "x"))], console, keep_in(tmp_path))

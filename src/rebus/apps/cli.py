@@ -63,8 +63,11 @@ err = Console(stderr=True, highlight=False)
 def list_systems() -> None:
     """List the models there are, and where their weights come from."""
     table = Table("model", "weights", "what it is", box=None, header_style="bold")
+    said = ""
     for name, config in variants():
-        table.add_row(name, where_weights(config), about(name))
+        says = about(name)
+        table.add_row(name, where_weights(config), says if says != said else "")  # once for each paper
+        said = says
     out.print(table)
     out.print("\nTry one:  rebus chat seed:mini", style="dim")
 
@@ -109,7 +112,8 @@ def see(
     model = load_system(system, err, weights=weights, device=device, parts=("tokenizer", "lm"))
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
     generator = torch.Generator().manual_seed(seed)
-    show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path()))
+    if not show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path())):
+        err.print("an empty reply", style="dim")
 
 
 def draw(

@@ -31,6 +31,9 @@ MAX_COLUMNS = 48
 MAX_ROWS = 28
 """The tallest picture, in lines."""
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a model may write and a terminal would obey."""
+
 Keep = Callable[[PIL.Image.Image], Path]
 """Saves a picture and says where."""
 
@@ -103,7 +106,7 @@ class _Shown:
 
     def text(self, piece: str) -> None:
         self._end_bar()
-        piece = piece if self.in_line else piece.lstrip()
+        piece = CONTROL.sub("", piece if self.in_line else piece.lstrip())
         self.console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
         self.in_line = self.in_line or bool(piece)
 

@@ -173,7 +173,7 @@ def test_text_is_shown_as_it_is(tmp_path):
 def test_a_model_cannot_command_the_terminal(tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     parts = show(["a\x1b[2Jb\x07\r\tc\x9bd"], console, keep_in(tmp_path))
-    assert console.file.getvalue().replace("\x1b[0m", "") .split() == ["a[2Jb", "cd"]
+    assert console.file.getvalue().replace("\x1b[0m", "").split() == ["a[2Jb", "cd"]
     assert parts == ("a\x1b[2Jb\x07\r\tc\x9bd",)
 
 

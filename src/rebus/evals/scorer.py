@@ -25,8 +25,14 @@ SIZE = 128
 """Side that pictures are brought to: the embedded ones are 64, and more than twice that adds cost and no detail."""
 
 
+STAGES = 4
+"""How many of the last stages are read beside the head. Chosen on trained pictures: of 746 of 200 names the nearest other
+picture has the same name in 65 %, with the head alone in 60 %."""
+
+
 class Scorer:
-    """Pictures → unit vectors. `network` is any EfficientNet; figures are made with Lite2, which `load_scorer` gives."""
+    """Pictures → unit vectors: what the last stages and the head see, averaged over the picture, each of equal weight.
+    `network` is any EfficientNet; figures are made with Lite2, which `load_scorer` gives."""
 
     def __init__(self, network: EfficientNet, *, size: int = SIZE, batch: int = 32) -> None:
         self.network, self.size, self.batch = network, size, batch
@@ -39,8 +45,11 @@ class Scorer:
         for start in range(0, len(pictures), self.batch):
             batch = pictures[start : start + self.batch]
             pixels_I3hw = prepare(batch, self.size, resize="bicubic", mean=MEAN, std=STD).to(device)
-            found.append(F.normalize(self.network.features(pixels_I3hw), dim=-1).cpu())
-        return torch.cat(found) if found else torch.zeros(0, self.network.classifier.in_features)
+            maps = self.network.maps(pixels_I3hw)
+            read = [maps[end] for end in self.network.ends[-STAGES:]] + [maps[-1]]
+            x_IC = torch.cat([F.normalize(x_ICHW.mean((2, 3)), dim=-1) for x_ICHW in read], dim=-1)
+            found.append(F.normalize(x_IC, dim=-1).cpu())
+        return torch.cat(found) if found else torch.zeros(0, 1)
 
 
 def load_scorer(cache: Path, device: torch.device | str = "cpu", progress: Progress | None = None) -> Scorer:

@@ -97,6 +97,8 @@ class EfficientNet(nn.Module):
         self.config = config
         self.stem = nn.Sequential(SameConv(3, 32, 3, 2, bias=False), _norm(32), nn.ReLU6())
         blocks, before = [], 32
+        self.ends: list[int] = []
+        """Number of the last block of each stage."""
         for number, (kernel, stride, expansion, channels, repeats) in enumerate(_STAGES):
             after = _rounded(channels * config.width)
             if 0 < number < len(_STAGES) - 1:
@@ -104,6 +106,7 @@ class EfficientNet(nn.Module):
             for again in range(repeats):
                 blocks.append(Inverted(before, after, kernel, 1 if again else stride, expansion))
                 before = after
+            self.ends.append(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Sequential(nn.Conv2d(before, 1280, 1, bias=False), _norm(1280), nn.ReLU6())
         self.classifier = nn.Linear(1280, config.classes)

@@ -136,11 +136,11 @@ def lora_targets(kind: str) -> dict:
     return {"targets": TARGETS[kind]} if kind in TARGETS else {}
 
 
-def counted(function: Callable, calls: list) -> Callable:
-    """The function, noting its arguments in `calls`."""
+def counted(function: Callable, made: list) -> Callable:
+    """The function, noting what it returns in `made`."""
 
     def call(*args, **kwargs):
-        calls.append((args, kwargs))
-        return function(*args, **kwargs)
+        made.append(function(*args, **kwargs))
+        return made[-1]
 
     return call

@@ -165,6 +165,22 @@ def test_int8_weights_say_nearly_the_same():
     assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.999
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_and_rows_stay_float32_beside_a_bfloat16_base(kind):
+    model = TextModel(build_causal_lm(tiny.KINDS[kind], dtype=torch.bfloat16, generator=tiny.generator(1)))
+    model.extend(7, generator=tiny.generator(2))
+    add_lora(model, rank=2, dropout=0.0, **tiny.lora_targets(kind))
+    own = dict(model.named_parameters())
+    assert {own[name].dtype for name in own_names(model)} == {torch.float32}
+    ids_BL = some_ids(model)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            scores = logits(model, ids_BL)
+        assert scores.dtype == torch.bfloat16 and scores.isfinite().all()
+        scores.float().logsumexp(-1).sum().backward()
+    assert all(own[name].grad is not None and own[name].grad.dtype == torch.float32 for name in own_names(model))
+
+
 # ------------------------------------------------------------------------------------------------ the row cache
 
 

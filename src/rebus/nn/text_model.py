@@ -139,7 +139,7 @@ class TextModel(nn.Module):
 
     def fold_lora(self) -> None:
         """Write the active LoRA into the base's weights, in place, and take the adapters out: decoding without them
-        costs a third to a half less. Not for weights held in int8, nor for a model that goes on learning."""
+        costs a third less. Not for weights held in int8, nor for a model that goes on learning."""
         for name, module in list(self.base.named_modules()):
             if isinstance(module, BaseTunerLayer):
                 module.merge(safe_merge=True)

@@ -17,6 +17,7 @@ import torch
 
 from rebus.checkpoint import config_from_json, load_system
 from rebus.errors import RebusError
+from rebus.nn.text_model import quantize_int8
 from rebus.system.parts import System
 
 PARTS = ("tokenizer", "lm", "detokenizer")
@@ -42,7 +43,8 @@ def load(
 
     `weights` is a folder written by `rebus convert` or by training; its config is read from it. Without it a variant
     that has embedded weights takes those. `parts` leaves out what is not needed. `official` switches every deviation of
-    the paper's published code on. `device` is the CPU unless given, `dtype` that of the weights.
+    the paper's published code on. `device` is the CPU unless given, `dtype` that of the weights; `torch.int8` holds the
+    language model's weights in eight bits and everything else as it is.
 
     Raises RebusError for an unknown name or part, weights of another paper or variant, and all that building raises.
     """
@@ -57,7 +59,11 @@ def load(
     if official:
         config = _ability(paper, paper_name, "official", "has no official behaviour to switch on")(config)
     folder = None if weights is None else Path(weights)
-    system: System = paper.build(config, folder, tuple(parts), torch.device(device or "cpu"), dtype)
+    number = None if dtype is torch.int8 else dtype
+    system: System = paper.build(config, folder, tuple(parts), torch.device(device or "cpu"), number)
+    if dtype is torch.int8:
+        system.lm.llm.fold_lora()
+        quantize_int8(system.lm.llm)
     system.name = f"{paper_name}:{variant}"
     if adapter is not None:
         _ability(paper, paper_name, "adapt", "has no adapters")(system, Path(adapter))

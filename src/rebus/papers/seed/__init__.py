@@ -9,7 +9,7 @@ the paper in size, in a draft that its denoiser is given (`diffusion/draft.py`),
 paper starts from BLIP-2 (`stages/stage1_qformer.py`).
 """
 
-from rebus.papers.seed.build import build
+from rebus.papers.seed.build import build, official
 from rebus.papers.seed.variants import VARIANTS, SeedConfig
 
-__all__ = ["VARIANTS", "SeedConfig", "build"]
+__all__ = ["VARIANTS", "SeedConfig", "build", "official"]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rebus.checkpoint import SavedSystem, load_module, load_system
+from rebus.checkpoint import SavedSystem, load_module, load_system, without_weights
 from rebus.errors import RebusError
+from rebus.lm import InterleavedLM
 from rebus.nn.precision import fast_dtype
 from rebus.nn.text_model import TextModel, own_names
+from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.packages import embedded
-from rebus.papers.seed.detokenizer import SeedDetokenizer
+from rebus.papers.seed.detokenizer import SeedDetokenizer, SeedDetokenizerConfig
 from rebus.papers.seed.grammar import SeedGrammar
-from rebus.papers.seed.language import build_language
+from rebus.papers.seed.language import MergedLanguageConfig, build_language, merged_language, share_codebook
+from rebus.papers.seed.published_decoder import TextLikeConfig, TextLikeDetokenizer, UnclipConfig, UnclipDetokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import SeedConfig
 from rebus.system import System
@@ -45,23 +50,84 @@ def build(
     saved = None if weights is None else load_system(weights)
     source = "seed random" if saved is None else f"{saved.name} {saved.hash('tokenizer')}"
     shared = None if saved is None or saved.base is None else load_system(saved.folder.parent / saved.base)
-    tokenizer = SeedTokenizer(config.tokenizer, source=source, generator=generator)
+    with contextlib.nullcontext() if saved is None else without_weights():
+        tokenizer = SeedTokenizer(config.tokenizer, source=source, generator=generator)
     if saved is not None:
         load_module(tokenizer, *tokenizer_layers(saved, shared), dtype=torch.float32)
-    lm, text = build_language(config.language, base=base_llm, dtype=dtype or fast_dtype(device), generator=generator)
-    if saved is not None and "lm" in parts:
-        load_language(lm.llm, saved)
-    detokenizer = None
-    if "detokenizer" in parts:
-        detokenizer = SeedDetokenizer(config.detokenizer, tokenizer)
-        if saved is not None:
-            load_detokenizer(detokenizer, saved, shared)
+    number = dtype or fast_dtype(device)
+    lm, text = _language(config, saved, "lm" in parts, base=base_llm, dtype=number, generator=generator)
+    share_codebook(lm, tokenizer.quantizer.codebook_KC)
+    detokenizer = _detokenizer(config, tokenizer, saved, shared, number) if "detokenizer" in parts else None
     return System(
         grammar=SeedGrammar(text, config.grammar, source),
-        lm=lm.to(device).eval(),
+        lm=lm.eval() if lm.llm.device.type == "meta" else lm.to(device).eval(),
         tokenizer=tokenizer.to(device).eval() if "tokenizer" in parts else None,
         detokenizer=None if detokenizer is None else detokenizer.to(device).eval(),
     )
+
+
+def official(config: SeedConfig) -> SeedConfig:
+    """The config with the published inference code's choices where they differ from ours: every image begins as one and
+    the same noise."""
+    if isinstance(config.detokenizer, SeedDetokenizerConfig):
+        return config
+    return replace(config, detokenizer=replace(config.detokenizer, latents="fixed"))
+
+
+Drawer = SeedDetokenizer | UnclipDetokenizer | TextLikeDetokenizer
+
+
+def _language(
+    config: SeedConfig,
+    saved: SavedSystem | None,
+    wanted: bool,
+    *,
+    base: Path | None,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+) -> tuple[InterleavedLM, TextTokenizer]:
+    """The language model and its text tokenizer; one that is not `wanted` may stay without weights."""
+    if not isinstance(config.language, MergedLanguageConfig):
+        lm, text = build_language(config.language, base=base, dtype=dtype, generator=generator)
+        if saved is not None and wanted:
+            load_language(lm.llm, saved)
+        return lm, text
+    if saved is None:
+        raise RebusError(
+            "This variant's weights are not part of the library, and no folder of them was named. Turn the published "
+            "files into one with `rebus convert`, and load it with `weights=`."
+        )
+    lm, text = merged_language(config.language, saved.folder)
+    if wanted:
+        load_module(lm.llm, saved.tensors("lm"), dtype=dtype)
+    return lm, text
+
+
+def _detokenizer(
+    config: SeedConfig,
+    tokenizer: SeedTokenizer,
+    saved: SavedSystem | None,
+    shared: SavedSystem | None,
+    dtype: torch.dtype,
+) -> Drawer:
+    match config.detokenizer:
+        case SeedDetokenizerConfig():
+            mini = SeedDetokenizer(config.detokenizer, tokenizer)
+            if saved is not None:
+                load_detokenizer(mini, saved, shared)
+            return mini
+        case UnclipConfig() | TextLikeConfig():
+            with contextlib.nullcontext() if saved is None else without_weights():
+                made: UnclipDetokenizer | TextLikeDetokenizer
+                if isinstance(config.detokenizer, UnclipConfig):
+                    made = UnclipDetokenizer(config.detokenizer, tokenizer)
+                else:
+                    made = TextLikeDetokenizer(config.detokenizer, tokenizer)
+            if saved is not None:
+                codes = {f"codes.{name}": tensor for name, tensor in tokenizer.state_dict().items()}
+                load_module(made, codes, saved.tensors("detokenizer"), dtype=torch.float32)
+            made.diffusion.to(dtype)
+            return made
 
 
 def tokenizer_layers(saved: SavedSystem, shared: SavedSystem | None) -> list[Mapping[str, Tensor]]:
@@ -96,15 +162,20 @@ def load_detokenizer(detokenizer: SeedDetokenizer, saved: SavedSystem, shared: S
 
 
 def own_tensors(
-    config: SeedConfig, tokenizer: SeedTokenizer, llm: TextModel, detokenizer: SeedDetokenizer
+    config: SeedConfig, tokenizer: SeedTokenizer, llm: TextModel, detokenizer: Drawer
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors of each part that are this system's own, not of the base language model nor of the shared weights."""
     shared = config.base is not None
     language = llm.state_dict()
-    drawing = nn.ModuleDict({n: getattr(detokenizer, n) for n in DRAWING if not (shared and n == "codec")})
-    seeing = {k: v for k, v in tokenizer.state_dict().items() if not (shared and k.startswith("visual_encoder."))}
+    whole = isinstance(config.language, MergedLanguageConfig)
+    if isinstance(detokenizer, SeedDetokenizer):
+        drawing = [f"{name}." for name in DRAWING if not (shared and name == "codec")]
+    else:
+        drawing = ["diffusion.", "unclip.", "prompt_1SC"]
     return {
-        "tokenizer": seeing,
-        "lm": {name: language[name] for name in own_names(llm)},
-        "detokenizer": drawing.state_dict(),
+        "tokenizer": {
+            k: v for k, v in tokenizer.state_dict().items() if not (shared and k.startswith("visual_encoder."))
+        },
+        "lm": language if whole else {name: language[name] for name in own_names(llm)},
+        "detokenizer": {k: v for k, v in detokenizer.state_dict().items() if k.startswith(tuple(drawing))},
     }

@@ -80,10 +80,28 @@ TOKENIZER_RULES: tuple[Rule, ...] = (
 )
 """The tokenizer, both heads."""
 
+LANGUAGE_RULES: tuple[Rule, ...] = (
+    Drop("model.layers.{n}.self_attn.rotary_emb.inv_freq", "computed from the config"),
+    Move("{rest*}", "base.{rest*}"),
+)
+"""The language model, a plain LLaMA of Hugging Face, as the `base` of a `TextModel`."""
+
+BLIP2_RULES: tuple[Rule, ...] = (
+    Drop("visual_encoder.{rest*}", "read from the vision encoder's own file"),
+    Drop("itm_head.{p}", "SEED trains without image-text matching"),
+    Move("ln_vision.{p}", "vision_norm.{p}"),
+    Move("query_tokens", "qformer.query_tokens"),
+    *qformer_rules("Qformer.bert", "qformer"),
+    *TEXT_RULES,
+    *CONTRASTIVE_RULES,
+)
+"""BLIP-2's first stage (`blip2_pretrained.pth`), from which SEED's stage 1 starts."""
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "tokenizer": (
         *TOKENIZER_RULES,
         *(Drop(rule.theirs, _STAGE1) for rule in TEXT_RULES + CONTRASTIVE_RULES if isinstance(rule, Move | Drop)),
     ),
+    "lm": LANGUAGE_RULES,
 }
 """For each part of a system, the rules of its published file."""

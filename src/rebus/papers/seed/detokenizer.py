@@ -46,6 +46,32 @@ class SeedDetokenizerConfig:
     """Shift of the flow's time steps, as trained."""
 
 
+def code_ids(tokens: Sequence[VisualTokens], codes: SeedTokenizer) -> Tensor:
+    """ids_IN of images that are to be drawn. Raises RebusError for anything but as many codes of this tokenizer as an
+    image has, each in range."""
+    rows = []
+    for number, token in enumerate(tokens, 1):
+        if not isinstance(token, Codes):
+            raise RebusError(
+                f"SEED draws from codes, but image {number} of {len(tokens)} is {type(token).__name__}. "
+                "Tokenize it with this model's tokenizer."
+            )
+        if token.source != codes.source:
+            raise RebusError(
+                f"Image {number} of {len(tokens)} holds codes of {token.source!r}, but this detokenizer belongs to "
+                f"{codes.source!r}. Tokenize the image again with this model."
+            )
+        wanted, size = codes.config.qformer.queries, codes.config.codebook_size
+        low, high = (int(token.ids_N.min()), int(token.ids_N.max())) if len(token.ids_N) else (0, 0)
+        if len(token.ids_N) != wanted or low < 0 or high >= size:
+            raise RebusError(
+                f"SEED writes an image as {wanted} codes of 0 to {size - 1}, but image {number} has "
+                f"{len(token.ids_N)} from {low} to {high}. Check which tokenizer wrote them."
+            )
+        rows.append(token.ids_N)
+    return torch.stack(rows)
+
+
 class SeedDetokenizer(nn.Module):
     """Codes → images. `codes` is the tokenizer that holds the codebook and the way from codes to an image embedding;
     nothing else of it is used."""
@@ -112,27 +138,7 @@ class SeedDetokenizer(nn.Module):
 
     def embeddings(self, tokens: Sequence[VisualTokens], device: torch.device) -> Tensor:
         """The image embeddings [I, D] of codes. Raises RebusError for anything else, or codes of another tokenizer."""
-        rows = []
-        for number, token in enumerate(tokens, 1):
-            if not isinstance(token, Codes):
-                raise RebusError(
-                    f"SEED draws from codes, but image {number} of {len(tokens)} is {type(token).__name__}. "
-                    "Tokenize it with this model's tokenizer."
-                )
-            if token.source != self.codes.source:
-                raise RebusError(
-                    f"Image {number} of {len(tokens)} holds codes of {token.source!r}, but this detokenizer belongs to "
-                    f"{self.codes.source!r}. Tokenize the image again with this model."
-                )
-            wanted, size = self.codes.config.qformer.queries, self.codes.config.codebook_size
-            low, high = (int(token.ids_N.min()), int(token.ids_N.max())) if len(token.ids_N) else (0, 0)
-            if len(token.ids_N) != wanted or low < 0 or high >= size:
-                raise RebusError(
-                    f"SEED writes an image as {wanted} codes of 0 to {size - 1}, but image {number} has "
-                    f"{len(token.ids_N)} from {low} to {high}. Check which tokenizer wrote them."
-                )
-            rows.append(token.ids_N)
-        return self.codes.image_embedding(torch.stack(rows).to(device))
+        return self.codes.image_embedding(code_ids(tokens, self.codes).to(device))
 
     def unconditional(self, negatives: Sequence[VisualTokens | None], level: int, noise_ID: Tensor) -> Condition:
         """What guidance leads away from: the negative image where one is given, else nothing."""

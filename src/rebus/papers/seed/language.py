@@ -1,4 +1,10 @@
-"""SEED's language model: a causal LM whose vocabulary has grown by the codes and two marks (SEED-LLaMA section 3.2)."""
+"""SEED's language model: a causal LM whose vocabulary has grown by the codes and two marks (SEED-LLaMA section 3.2).
+
+While it is trained the new words have rows of their own (`LanguageConfig`); as released they are part of its one table
+(`MergedLanguageConfig`).
+
+Dimension key: V new words · C code width · D language-model width
+"""
 
 from __future__ import annotations
 
@@ -8,13 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rebus.checkpoint import without_weights
 from rebus.lm import InterleavedLM
 from rebus.mini.llm import BASE_LLM, base_llm
-from rebus.nn.new_rows import RowInit, new_rows
+from rebus.nn.new_rows import CodebookRows, NewRows, RowInit, Rows, init_rows, new_rows
 from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm, read_causal_lm
 from rebus.nn.text_tokenizer import ByteTokenizer, TextTokenizer, read_tokenizer
 from rebus.packages import user_cache
+
+
+@dataclass(frozen=True)
+class CodebookInit:
+    """Rows as in SEED v1: code k enters as one linear layer of entry k of the frozen codebook; the marks' rows and all
+    output rows are ordinary ones that begin as noise (the output rows are our choice: the paper does not say)."""
+
+    codes: int = 8192
+    """Entries of the codebook."""
+    code_width: int = 32
+    """Width of an entry."""
+    noise: float = 0.02
+    """Deviation of the noise."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +55,38 @@ class LanguageConfig:
     """Dropout of what goes into the adapters while training."""
     lora_targets: tuple[str, ...] = LLAMA_PROJECTIONS
     """Projections that have an adapter."""
-    rows: RowInit = field(default_factory=RowInit)
-    """How the rows of new words begin."""
+    rows: RowInit | CodebookInit = field(default_factory=RowInit)
+    """What the rows of new words are, and how they begin."""
+
+
+LLAMA_8B: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 40194,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+LLAMA_14B = {
+    **LLAMA_8B,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@dataclass(frozen=True)
+class MergedLanguageConfig:
+    """A language model whose own table holds codes and marks and that has no adapters, as SEED-LLaMA is released."""
+
+    model: Mapping[str, Any] = field(default_factory=lambda: dict(LLAMA_8B))
+    """Its `config.json`; the default is SEED-LLaMA 8B's, conversion takes the release's own."""
 
 
 def build_language(
@@ -61,7 +112,7 @@ def build_language(
         model = read_causal_lm(folder, dtype=dtype)
     model.requires_grad_(False)
     tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    llm = TextModel(model, new_rows(*tables, config.new_words, input_init=config.rows, generator=generator))
+    llm = TextModel(model, _rows(config, *tables, generator))
     if config.lora_rank:
         add_lora(
             llm,
@@ -71,3 +122,32 @@ def build_language(
             targets=config.lora_targets,
         )
     return InterleavedLM(llm), text
+
+
+def _rows(config: LanguageConfig, input_VD: Tensor, output_VD: Tensor, generator: torch.Generator | None) -> NewRows:
+    match config.rows:
+        case RowInit():
+            return new_rows(input_VD, output_VD, config.new_words, input_init=config.rows, generator=generator)
+        case CodebookInit(codes, width, noise):
+            start = RowInit(std=noise)
+            marks_VD = init_rows(input_VD, config.new_words - codes, start, generator)
+            rows = CodebookRows(torch.zeros(codes, width, device=input_VD.device), marks_VD)
+            with torch.no_grad():  # the layer's own start would draw from the global generator
+                rows.proj.weight.copy_(init_rows(rows.proj.weight, len(rows.proj.weight), start, generator))
+                rows.proj.bias.zero_()
+            return NewRows(rows, Rows(init_rows(output_VD, config.new_words, start, generator)))
+
+
+@torch.no_grad()
+def share_codebook(lm: InterleavedLM, codebook_VC: Tensor) -> None:
+    """Gives rows that are computed from a codebook the tokenizer's; other rows are left as they are."""
+    rows = lm.llm.rows
+    if rows is not None and isinstance(rows.input, CodebookRows):
+        rows.input.codebook_VC.copy_(codebook_VC)
+
+
+def merged_language(config: MergedLanguageConfig, folder: Path) -> tuple[InterleavedLM, TextTokenizer]:
+    """The language model without weights (on the meta device), and the text tokenizer that lies in `folder`."""
+    with without_weights():
+        model = build_causal_lm(dict(config.model))
+    return InterleavedLM(TextModel(model.requires_grad_(False))), read_tokenizer(folder)

@@ -42,6 +42,9 @@ class QFormerConfig:
     """Layers 0, this, twice this … look at the image."""
     causal: bool = True
     """Whether a query sees only itself and the queries before it. (The published code derives it from the count 32.)"""
+    look_gain: float = 1.0
+    """Factor on the first weights of queries and keys that look at the image. With 1 (BERT's start, fit for weights that
+    are loaded over it) every query looks at everything alike, which training from nothing leaves only slowly."""
     dropout: float = 0.1
     """Dropout of embeddings, attention weights and residual branches while training."""
     eps: float = 1e-12
@@ -106,6 +109,12 @@ class QFormer(nn.Module):
         )
         nn.init.trunc_normal_(self.query_tokens, std=0.02, generator=generator)
         init_linears(self, generator)
+        for layer in self.stack():
+            if layer.cross_attention is not None:
+                look = layer.cross_attention.attention
+                with torch.no_grad():
+                    look.query.weight.mul_(config.look_gain)
+                    look.key.weight.mul_(config.look_gain)
 
     def start(self, batch: int) -> Tensor:
         """The queries as they enter the first layer, x_INC for `batch` images: normalised, without positions."""

@@ -4,7 +4,7 @@
     pixels ─ features ─▶ x_ISC ─ causal_embeddings ─▶ x_INC ─ quantize ─▶ ids_IN, z_INE
     z_INE ─ embed_codes ─▶ image embedding            z_INE ─ reconstruct_embeddings ─▶ x_INC (training only)
 
-Dimension key: I images · S tokens of the vision encoder · N codes of an image · C width · E code width
+Dimension key: I images · S tokens of the vision encoder · G F places and waves of a side · N codes of an image · C width · E code width
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from rebus.document import Image
@@ -38,6 +38,9 @@ class SeedTokenizerConfig:
     """The vision encoder."""
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     """The causal Q-Former; its number of queries is the number of codes of an image."""
+    source_positions: Literal["none", "cosine"] = "none"
+    """What is added to the vision encoder's tokens before the Q-Former looks at them. `cosine`: waves over the patch
+    grid, for a Q-Former that starts from nothing; without them its queries learn only the mean of a picture."""
     vision_eps: float = 1e-5
     """Epsilon of the layer norm between the two."""
     codebook_size: int = 8192
@@ -72,6 +75,31 @@ class SeedTokenizerConfig:
     """Channel means of the pixels."""
     std: RGB = CLIP_STD
     """Channel deviations of the pixels."""
+
+
+class CosinePositions(nn.Module):
+    """Adds to each patch where it lies: cosines over rows and columns, orthogonal between places, repeated over the
+    width with variance 1; nothing to a class token. A fixed table, not among the weights."""
+
+    table_SC: Tensor
+
+    def __init__(self, vision: ViTConfig) -> None:
+        super().__init__()
+        place = (torch.arange(vision.grid) + 0.5) / vision.grid
+        waves_GF = torch.cos(torch.pi * place[:, None] * torch.arange(1, vision.grid + 1))
+        rows = repeat(waves_GF, "h f -> (h w) f", w=vision.grid)
+        columns = repeat(waves_GF, "w f -> (h w) f", h=vision.grid)
+        both_SF = torch.cat([rows, columns], dim=1)
+        times = -(-vision.width // both_SF.shape[1])
+        table_SC = both_SF.repeat(1, times)[:, : vision.width]
+        table_SC = table_SC / table_SC.std()
+        if vision.class_token:
+            table_SC = torch.cat([torch.zeros(1, vision.width), table_SC])
+        self.register_buffer("table_SC", table_SC, persistent=False)
+
+    def forward(self, x_ISC: Tensor) -> Tensor:
+        """x_ISC → x_ISC."""
+        return x_ISC + self.table_SC.to(x_ISC.dtype)
 
 
 class CodeDecoder(nn.Module):
@@ -164,6 +192,7 @@ class SeedTokenizer(nn.Module):
         self.source = source
         self.visual_encoder = visual_encoder or ViT(config.vision, generator)
         self.vision_norm = nn.LayerNorm(config.vision.width, eps=config.vision_eps)
+        self.source_positions = CosinePositions(config.vision) if config.source_positions == "cosine" else nn.Identity()
         self.qformer = QFormer(config.qformer, generator)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code))
         self.quantizer = VectorQuantizer(
@@ -194,7 +223,7 @@ class SeedTokenizer(nn.Module):
 
     def causal_embeddings(self, x_ISC: Tensor) -> Tensor:
         """Features → x_INC: what the queries of the causal Q-Former found in them."""
-        return self.qformer(self.vision_norm(x_ISC.to(self.vision_norm.weight.dtype)))
+        return self.qformer(self.source_positions(self.vision_norm(x_ISC.to(self.vision_norm.weight.dtype))))
 
     def codes_before(self, x_INC: Tensor) -> Tensor:
         """Causal embeddings → z_INE, the vectors that are looked up in the codebook."""

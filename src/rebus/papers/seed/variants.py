@@ -1,8 +1,8 @@
-"""The sizes that SEED comes in: the embedded mini, and a tiny one for tests."""
+"""The sizes that SEED comes in: the released ones and SEED v1, the embedded mini, and a tiny one for tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rebus.diffusion.denoiser import TransformerConfig
 from rebus.diffusion.draft import DraftConfig
@@ -11,13 +11,15 @@ from rebus.mini.llm import BASE_LLM
 from rebus.mini.vision import MINI_VIT
 from rebus.nn.vit import ViTConfig
 from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
-from rebus.papers.seed.language import LanguageConfig
+from rebus.papers.seed.language import LLAMA_14B, CodebookInit, LanguageConfig, MergedLanguageConfig
+from rebus.papers.seed.published_decoder import TextLikeConfig, UnclipConfig
 from rebus.papers.seed.qformer import QFormerConfig
-from rebus.papers.seed.spelling import SeedGrammarConfig, mini
+from rebus.papers.seed.spelling import SeedGrammarConfig, mini, official
 from rebus.papers.seed.tokenizer import SeedTokenizerConfig
 
 HALF = (0.5, 0.5, 0.5)
 SMOLLM2_WORDS = 49_152
+OPT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class SeedConfig:
     """How it sees."""
     grammar: SeedGrammarConfig = field(default_factory=SeedGrammarConfig)
     """How it spells."""
-    language: LanguageConfig = field(default_factory=LanguageConfig)
+    language: LanguageConfig | MergedLanguageConfig = field(default_factory=LanguageConfig)
     """What continues the sequence."""
-    detokenizer: SeedDetokenizerConfig = field(default_factory=SeedDetokenizerConfig)
+    detokenizer: SeedDetokenizerConfig | UnclipConfig | TextLikeConfig = field(default_factory=SeedDetokenizerConfig)
     """How it draws."""
     weights: str | None = None
     """The embedded weights that are loaded where none are named; none: random."""
@@ -43,7 +45,10 @@ PAPER_TOKENIZER = SeedTokenizerConfig()
 MINI = SeedConfig(
     tokenizer=SeedTokenizerConfig(
         vision=MINI_VIT,
-        qformer=QFormerConfig(width=192, depth=4, heads=4, mlp_hidden=768, source_width=192, dropout=0.0),
+        qformer=QFormerConfig(
+            width=192, depth=4, heads=8, mlp_hidden=768, source_width=192, look_gain=6.0, dropout=0.0
+        ),
+        source_positions="cosine",
         codebook_size=1024,
         code_width=16,
         decoder_depth=2,
@@ -102,4 +107,19 @@ TINY = SeedConfig(
     ),
 )
 
-VARIANTS = {"mini": MINI, "tiny": TINY}
+V2_8B = SeedConfig(grammar=official("8b"), language=MergedLanguageConfig(), detokenizer=UnclipConfig())
+"""SEED-LLaMA 8B on Vicuna-7B, as released."""
+V2_14B = replace(V2_8B, grammar=official("14b"), language=MergedLanguageConfig(LLAMA_14B))
+"""SEED-LLaMA 14B on LLaMA-2-chat-13B, as released."""
+V1 = SeedConfig(
+    # the switched-off branch for text states in the published training file: four blocks, then a Reverse Q-Former of
+    # four layers and 77 queries, then one linear layer
+    tokenizer=SeedTokenizerConfig(head="reverse", reverse_queries=77, image_width=768),
+    grammar=official("v1"),
+    # LoRA is the paper's; its rank and its projections are SEED-LLaMA's, which is our choice
+    language=LanguageConfig(base="facebook/opt-2.7b", rows=CodebookInit(), lora_targets=OPT_PROJECTIONS),
+    detokenizer=TextLikeConfig(),
+)
+"""SEED v1 on OPT-2.7B."""
+
+VARIANTS = {"mini": MINI, "v2-8b": V2_8B, "v2-14b": V2_14B, "v1": V1, "tiny": TINY}

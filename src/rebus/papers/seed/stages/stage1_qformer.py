@@ -68,8 +68,8 @@ CONFIGS = {
         tokenizer=MINI_TOKENIZER,
         detail_weight=4.0,
         batch=96,
-        lr=1e-3,
-        optim=Optim(steps=600, warmup=60, min_lr_ratio=0.05, weight_decay=0.05),
+        lr=2e-3,
+        optim=Optim(steps=450, warmup=40, min_lr_ratio=0.05, weight_decay=0.05),
     ),
 }
 

@@ -72,8 +72,8 @@ CONFIGS = {
         kmeans=True,
         revive_every=50,
         batch=128,
-        lr=1e-3,
-        optim=Optim(steps=600, warmup=60, min_lr_ratio=0.05, weight_decay=0.01),
+        lr=1.5e-3,
+        optim=Optim(steps=450, warmup=40, min_lr_ratio=0.05, weight_decay=0.01),
     ),
 }
 

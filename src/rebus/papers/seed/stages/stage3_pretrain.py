@@ -26,13 +26,14 @@ from rebus.data.emoji import PRETRAIN, EmojiDocuments
 from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
 from rebus.document import Document
+from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
 from rebus.nn.new_rows import Rows
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.papers.seed.grammar import SeedGrammar
-from rebus.papers.seed.language import build_language
+from rebus.papers.seed.language import LanguageConfig, build_language
 from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, SeedConfig
@@ -91,7 +92,7 @@ CONFIGS = {
         pack=256,
         lr=1e-3,
         row_lr=2e-3,
-        optim=Optim(steps=210, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=160, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 
@@ -157,6 +158,11 @@ def training(
     stages = [work / f"seed.{name}" / "weights.safetensors" for name in ("stage1_qformer", "stage2_codebook")]
     tokenizer = load_tokenizer(config.tokenizer, *stages)
     tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
+    if not isinstance(config.language, LanguageConfig):
+        raise RebusError(
+            "A merged language model has no rows nor adapters to train, but this system's is one. Give the stage a "
+            "`language` that names its exported folder as `base`."
+        )
     lm, text = build_language(config.language, dtype=torch.float32)
     grammar = SeedGrammar(text, config.grammar, tokenizer.source)
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)

@@ -1,0 +1,301 @@
+"""Published SEED files → a saved system, and back: the tokenizer in two pickles, the language model as a LLaMA of
+Hugging Face, the image decoder as a folder of diffusers.
+
+Everything is read and written one tensor at a time. Ids of codes and marks come from the release's own tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rebus.checkpoint import (
+    LazyTensors,
+    SavedSystem,
+    config_from_json,
+    config_to_json,
+    convert,
+    lay_over,
+    load_system,
+    read_tensors,
+    save_system,
+    without_weights,
+    write_tensors,
+)
+from rebus.checkpoint import export as backwards
+from rebus.diffusion.pipeline import component_config, component_tensors, read_diffusion
+from rebus.errors import RebusError
+from rebus.nn.text_encoder import prompt_states
+from rebus.nn.text_model import TextModel, build_causal_lm
+from rebus.nn.text_tokenizer import FastTokenizer, TextTokenizer, read_tokenizer, write_tokenizer
+from rebus.papers.seed.build import build, tokenizer_layers
+from rebus.papers.seed.convert import BLIP2_RULES, RULES, VISION_RULES
+from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
+from rebus.papers.seed.grammar import SeedGrammar
+from rebus.papers.seed.language import MergedLanguageConfig
+from rebus.papers.seed.losses import ContrastiveHeads
+from rebus.papers.seed.published_decoder import TextLikeConfig, UnclipConfig
+from rebus.papers.seed.qformer import QFormer, TextBranch
+from rebus.papers.seed.spelling import SeedGrammarConfig, from_added_tokens
+from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.variants import VARIANTS, SeedConfig
+
+TEXT_FILES = ("tokenizer.json", "tokenizer.model", "added_tokens.json")
+SEEN = "visual_encoder."
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the published files lie."""
+
+    quantizer: Path
+    """`seed_quantizer.pt`, all of the tokenizer but the vision encoder."""
+    vision: Path | None = None
+    """`eva_vit_g.pth`, the vision encoder; none: the other file holds it too."""
+    language: Path | None = None
+    """Folder of the language model; none: only images are tokenized and drawn."""
+    text: Path | None = None
+    """Folder with the text tokenizer and `added_tokens.json`; none: the language model's, else the quantiser's."""
+    decoder: Path | None = None
+    """Folder of the image decoder, all components of a diffusers pipeline; none: codes stay codes."""
+
+
+def convert_published(
+    found: Published,
+    folder: Path,
+    variant: str = "v2-8b",
+    *,
+    config: SeedConfig | None = None,
+    ignore_unexpected: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> SavedSystem:
+    """Writes `folder`, which `load(f"seed:{variant}", weights=folder)` reads. Sizes of the language model and of the image
+    decoder are read from their configs; `config` gives other sizes of the tokenizer than the variant's.
+
+    `ignore_unexpected` are patterns of published names that may stay without a place; `dtype` is what is stored (none: as
+    published). Raises RebusError for an unknown variant, and listing whatever does not fit.
+    """
+    if config is None:
+        if variant not in VARIANTS:
+            raise RebusError(
+                f"There is no published SEED {variant!r}; the variants are {', '.join(VARIANTS)}. Name v2-8b, v2-14b or v1."
+            )
+        config = VARIANTS[variant]
+    parts: dict[str, Mapping[str, Tensor]] = {}
+    others: dict[str, dict[str, bytes]] = {}
+    parts["tokenizer"], dropped, ignored = _tokenizer(found, config.tokenizer, ignore_unexpected)
+    if isinstance(config.language, MergedLanguageConfig):
+        folder_of_text = found.text or found.language or found.quantizer.parent
+        text = read_tokenizer(folder_of_text)
+        config = replace(config, grammar=_spelling(folder_of_text, config.grammar))
+        SeedGrammar(text, config.grammar, "")  # raises for a tokenizer that lacks the template's special words
+        others["text"] = {f: (folder_of_text / f).read_bytes() for f in TEXT_FILES if (folder_of_text / f).exists()}
+        if found.language is not None:
+            config, lm = _language(found.language, config, text, ignore_unexpected)
+            parts["lm"], dropped["lm"], ignored["lm"] = lm
+    elif found.language is not None:
+        raise RebusError(
+            f"seed:{variant} takes its language model from {config.language.base} and what stages 3 and 4 train, but "
+            f"{found.language} was given to be converted. Convert without a language model."
+        )
+    if found.decoder is not None:
+        drawing, parts["detokenizer"] = _decoder(found.decoder, config.detokenizer)
+        config = replace(config, detokenizer=drawing)
+    saved = SavedSystem(
+        name=f"seed:{variant}",
+        config=config_to_json(config),
+        source="converted from " + ", ".join(p.name for p in vars(found).values() if p is not None),
+        dropped={part: names for part, names in dropped.items() if names},
+        ignored={part: names for part, names in ignored.items() if names},
+    )
+    return save_system(folder, saved, parts, others=others, dtype=dtype, overwrite=overwrite)
+
+
+def _tokenizer(
+    found: Published, config: SeedTokenizerConfig, ignore: Sequence[str]
+) -> tuple[LazyTensors, dict[str, dict[str, str]], dict[str, list[str]]]:
+    """The tokenizer's tensors, and what was dropped and ignored."""
+    with without_weights():
+        ours = SeedTokenizer(config).state_dict()
+    files = read_tensors(found.quantizer)
+    if found.vision is None:
+        whole = convert(files, RULES["tokenizer"], ours, ignore_unexpected=ignore)
+        return whole.tensors, {"tokenizer": whole.dropped}, {"tokenizer": whole.ignored}
+    seen = {name: tensor for name, tensor in ours.items() if name.startswith(SEEN)}
+    rest = {name: tensor for name, tensor in ours.items() if name not in seen}
+    vision = convert(read_tensors(found.vision), VISION_RULES, seen, ignore_unexpected=ignore)
+    coded = convert(files, RULES["tokenizer"], rest, ignore_unexpected=ignore)
+    dropped = coded.dropped | {f"{found.vision.name}: {name}": why for name, why in vision.dropped.items()}
+    return lay_over(vision.tensors, coded.tensors), {"tokenizer": dropped}, {"tokenizer": coded.ignored}
+
+
+def _spelling(folder: Path, config: SeedGrammarConfig) -> SeedGrammarConfig:
+    """The ids of codes and marks, as the release's tokenizer gives them."""
+    file, whole = folder / "added_tokens.json", folder / "tokenizer.json"
+    try:
+        if file.exists():
+            return from_added_tokens(json.loads(file.read_text()), config)
+        if whole.exists():
+            added = {token["content"]: token["id"] for token in json.loads(whole.read_text())["added_tokens"]}
+            return from_added_tokens(added, config)
+    except (ValueError, LookupError, TypeError) as error:
+        if isinstance(error, RebusError):
+            raise
+        raise RebusError(
+            f"{folder} names its added tokens in a file that is damaged ({error}). Fetch it again."
+        ) from error
+    raise RebusError(
+        f"The tokenizer in {folder} does not have the image tokens: there is no added_tokens.json that names "
+        f"<img_00000> and the {config.codes - 1} others. Name the folder of a SEED release with `text`."
+    )
+
+
+def _language(
+    folder: Path, config: SeedConfig, text: TextTokenizer, ignore: Sequence[str]
+) -> tuple[SeedConfig, tuple[LazyTensors, dict[str, str], list[str]]]:
+    """The config with the language model's, and its tensors with what was dropped and ignored."""
+    try:
+        model = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RebusError(f"{folder} has no config.json that can be read ({error}). Name the model's folder.") from None
+    words, last = int(model.get("vocab_size", 0)), max(config.grammar.begin_image, config.grammar.end_image)
+    last = max(last, config.grammar.first_code + config.grammar.codes - 1)
+    if last >= words:
+        raise RebusError(
+            f"The language model in {folder} has {words} words, but the tokenizer's image tokens go up to id {last}. "
+            "Name the language model and the tokenizer of one release."
+        )
+    # the release's bos, eos and pad (8B: 0, 1, -1) are not its tokenizer's (1, 2, 0)
+    ids = {f"{kind}_token_id": number for kind, number in _special_ids(config.grammar, text).items()}
+    unused = ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "auto_map")
+    model = {key: value for key, value in model.items() if key not in unused} | ids
+    with without_weights():
+        ours = TextModel(build_causal_lm(model)).state_dict()
+    result = convert(read_tensors(folder), RULES["lm"], ours, ignore_unexpected=ignore)
+    config = replace(config, language=MergedLanguageConfig(model))
+    return config, (result.tensors, result.dropped, result.ignored)
+
+
+def _special_ids(grammar: SeedGrammarConfig, text: TextTokenizer) -> dict[str, int]:
+    names = {"bos": grammar.bos, "eos": grammar.eos, "pad": grammar.pad}
+    return {kind: text.specials[name] for kind, name in names.items() if name is not None}
+
+
+def _decoder(
+    folder: Path, config: SeedDetokenizerConfig | UnclipConfig | TextLikeConfig
+) -> tuple[UnclipConfig | TextLikeConfig, LazyTensors]:
+    """The image decoder's config, and its tensors: the networks, the state of the empty prompt, the statistics of image
+    embeddings."""
+    if isinstance(config, SeedDetokenizerConfig):
+        raise RebusError(
+            f"This variant draws with its own small decoder, but {folder} was named. Convert v2-8b, v2-14b or v1 with it."
+        )
+    diffusion, networks = read_diffusion(folder)
+    prompt_1SC = prompt_states(folder, [""])
+    own: dict[str, Tensor] = {"prompt_1SC": prompt_1SC}
+    config = replace(config, diffusion=diffusion, prompt=tuple(prompt_1SC.shape[1:]))
+    if isinstance(config, UnclipConfig):
+        noising = component_config(folder, "image_noising_scheduler", "scheduler_config.json")
+        config = replace(config, noising=noising)
+        own |= {f"unclip.{name}": x for name, x in component_tensors(folder, "image_normalizer").items()}
+    named = LazyTensors({f"diffusion.{k}": v for k, v in networks.meta.items()}, lambda name: networks[name[10:]])
+    return config, lay_over(named, own)
+
+
+# ------------------------------------------------------------------------------------------------ the training start
+
+
+def read_blip2(file: Path, config: SeedTokenizerConfig, *, contrast_width: int = 256) -> LazyTensors:
+    """BLIP-2's first stage (`blip2_pretrained.pth`) as the start of stage 1: tensors of `qformer`, `vision_norm`, `text`
+    (a `TextBranch`) and `heads` (`ContrastiveHeads`). Raises RebusError listing whatever does not fit."""
+    theirs = read_tensors(file)
+    tables = [f"Qformer.bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position")]
+    if lacking := [name for name in tables if name not in theirs]:
+        raise RebusError(f"{file} is not BLIP-2's first stage: {lacking[0]} is missing. Name blip2_pretrained.pth.")
+    words, positions = (theirs.meta[name].shape[0] for name in tables)
+    with without_weights():
+        ours = nn.ModuleDict(
+            {
+                "qformer": QFormer(config.qformer),
+                "vision_norm": nn.LayerNorm(config.vision.width),
+                "text": TextBranch(config.qformer, words, positions),
+                "heads": ContrastiveHeads(config.qformer.width, contrast_width),
+            }
+        )
+    return convert(theirs, BLIP2_RULES, ours.state_dict()).tensors
+
+
+# ------------------------------------------------------------------------------------------------ the way back
+
+
+def export_published(weights: Path, folder: Path) -> None:
+    """Writes a saved system in the published layout: `seed_quantizer.pt`, `eva_vit_g.pth`, and `language/`, a folder that
+    any LLaMA server reads, image tokens in its tokenizer, adapters and new rows folded in. The image decoder is not
+    SEED's own and stays out.
+
+    Raises RebusError if there is something at `folder`, or `weights` is no saved SEED.
+    """
+    saved = load_system(weights)
+    if saved.name.partition(":")[0] != "seed":
+        raise RebusError(f"{weights} holds {saved.name}, which SEED's layout has no place for. Name a saved SEED.")
+    if folder.exists():
+        raise RebusError(f"There is something at {folder} already. Choose another folder.")
+    config = config_from_json(SeedConfig, saved.config)
+    shared = None if saved.base is None else load_system(saved.folder.parent / saved.base)
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir(parents=True)
+    try:
+        if "tokenizer" in saved.files:
+            theirs = backwards(lay_over(*tokenizer_layers(saved, shared)), RULES["tokenizer"])
+            seen = {name.removeprefix(SEEN): theirs[name] for name in theirs if name.startswith(SEEN)}
+            torch.save(seen, partial / "eva_vit_g.pth")
+            rest = {name: theirs[name].clone() for name in theirs if not name.startswith(SEEN)}
+            torch.save(rest, partial / "seed_quantizer.pt")
+        if "lm" in saved.files:
+            (partial / "language").mkdir()
+            _export_language(saved, config, partial / "language")
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _export_language(saved: SavedSystem, config: SeedConfig, folder: Path) -> None:
+    tensors: Mapping[str, Tensor]
+    if isinstance(config.language, MergedLanguageConfig):
+        text: TextTokenizer = read_tokenizer(saved.folder)
+        tensors, about = backwards(saved.tensors("lm"), RULES["lm"]), dict(config.language.model)
+    else:
+        system = build(config, saved.folder, ("lm",), "cpu")
+        text, merged = system.grammar.text, system.lm.llm.merge()
+        tensors, about = merged.state_dict(), merged.config.to_dict()
+    if not isinstance(text, FastTokenizer):
+        raise RebusError("A model that reads bytes has no tokenizer to export. Export one with a base of its own.")
+    if about.get("tie_word_embeddings"):
+        tensors = {name: x for name, x in tensors.items() if name != "lm_head.weight"}
+    write_tensors(folder, "model", tensors)
+    grammar = config.grammar
+    ids = _special_ids(grammar, text)
+    with without_weights():
+        kind = type(build_causal_lm(about)).__name__
+    stored = next(x.dtype for x in tensors.values() if x.is_floating_point())
+    about |= {f"{name}_token_id": number for name, number in ids.items()}
+    about |= {"architectures": [kind], "torch_dtype": str(stored).removeprefix("torch.")}
+    _write_json(folder / "config.json", about)
+    _write_json(folder / "generation_config.json", {f"{name}_token_id": number for name, number in ids.items()})
+    marks = {"<img>": grammar.begin_image, "</img>": grammar.end_image}
+    added = {f"<img_{code:05d}>": grammar.first_code + code for code in range(grammar.codes)} | marks
+    write_tokenizer(text, folder, added, special=marks, bos=grammar.bos, eos=grammar.eos, pad=grammar.pad)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

@@ -124,7 +124,8 @@ class System:
     ) -> list[list[Part]]:
         """The parts of each reply, images as tokens. Replies wait for free rows and take them as others finish."""
         wanted = Decoder.rows_for(sampling)
-        decoder = self.decoder([prompt for prompt, _ in jobs], sampling, rows=max(rows, wanted))
+        useful = min(rows, wanted * len(jobs))
+        decoder = self.decoder([prompt for prompt, _ in jobs], sampling, rows=max(useful, wanted))
         replies: list[list[Part]] = [[] for _ in jobs]
         waiting, running = list(enumerate(jobs)), {}
         while waiting or not decoder.idle:

@@ -30,6 +30,7 @@ from rebus.apps.chat import Chat
 from rebus.apps.device import choose_device
 from rebus.apps.files import codes_json, read_codes, save_codes
 from rebus.apps.loading import Bar, about, load_system, variants, where_weights
+from rebus.apps.packing import pack
 from rebus.apps.terminal import keep_in, show
 from rebus.data.wording import STYLES
 from rebus.document import Document, Image, user
@@ -264,6 +265,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "list": list_systems,
     "data": data,
     "train": train,
+    "pack": pack,
     "version": version,
 }
 

@@ -92,7 +92,7 @@ CONFIGS = {
         pack=256,
         lr=1e-3,
         row_lr=2e-3,
-        optim=Optim(steps=160, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=140, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 

@@ -44,7 +44,8 @@ def load(
     `weights` is a folder written by `rebus convert` or by training; its config is read from it. Without it a variant
     that has embedded weights takes those. `parts` leaves out what is not needed. `official` switches every deviation of
     the paper's published code on. `device` is the CPU unless given, `dtype` that of the weights; `torch.int8` holds the
-    language model's weights in eight bits and everything else as it is.
+    language model's weights in eight bits and everything else as it is. What is loaded is for use: LoRA is folded into
+    the language model's weights. Training starts from the stages' own builders.
 
     Raises RebusError for an unknown name or part, weights of another paper or variant, and all that building raises.
     """
@@ -61,9 +62,10 @@ def load(
     folder = None if weights is None else Path(weights)
     number = None if dtype is torch.int8 else dtype
     system: System = paper.build(config, folder, tuple(parts), torch.device(device or "cpu"), number)
-    if dtype is torch.int8:
+    if "lm" in parts:
         system.lm.llm.fold_lora()
-        quantize_int8(system.lm.llm)
+        if dtype is torch.int8:
+            quantize_int8(system.lm.llm)
     system.name = f"{paper_name}:{variant}"
     if adapter is not None:
         _ability(paper, paper_name, "adapt", "has no adapters")(system, Path(adapter))

@@ -103,7 +103,9 @@ def build_language(
     """
     if isinstance(config.base, Mapping):
         text: TextTokenizer = ByteTokenizer(("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"))
-        model = build_causal_lm({**config.base, "vocab_size": text.words}, dtype=dtype)
+        # a base that is not on any disk must come out the same each time, or weights laid over it would mean nothing
+        fixed = torch.Generator().manual_seed(0)
+        model = build_causal_lm({**config.base, "vocab_size": text.words}, dtype=dtype, generator=fixed)
     else:
         folder: Path | str = base or config.base
         if base is None and config.base == BASE_LLM:
@@ -120,6 +122,7 @@ def build_language(
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
             targets=config.lora_targets,
+            generator=generator,
         )
     return InterleavedLM(llm), text
 

@@ -6,6 +6,8 @@ Every rule is a function that yields offences, each of which names the place and
 from __future__ import annotations
 
 import ast
+import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -82,16 +84,24 @@ class Module:
     def in_apps(self) -> bool:
         return self.part in ("apps", "studies")
 
-    def imports(self) -> Iterator[tuple[str, int, bool]]:
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def imports(self) -> list[tuple[str, int, bool]]:
         """(dotted name, line, whether it happens when this module is imported), relative ones resolved."""
+        return list(self._imports())
+
+    def _imports(self) -> Iterator[tuple[str, int, bool]]:
         later = {
             id(inner)
-            for node in ast.walk(self.tree)
+            for node in self.nodes
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or _is_type_checking(node)
             for inner in ast.walk(node)
         }
         package = self.name if self.path.endswith("__init__.py") else self.name.rpartition(".")[0]
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     yield alias.name, node.lineno, id(node) not in later
@@ -130,7 +140,7 @@ def known_parts(module: Module) -> Iterator[str]:
 
 
 def imports_go_down(module: Module) -> Iterator[str]:
-    for imported, line, _ in module.imports():
+    for imported, line, _ in module.imports:
         parts = imported.split(".")
         if parts[0] != "rebus" or module.layer is None:
             continue
@@ -151,7 +161,7 @@ def imports_go_down(module: Module) -> Iterator[str]:
 
 def no_circles(modules: list[Module]) -> Iterator[str]:
     names = {module.name for module in modules}
-    graph = {m.name: {t for i, _, now in m.imports() if now and (t := _target(i, names)) != m.name} for m in modules}
+    graph = {m.name: {t for i, _, now in m.imports if now and (t := _target(i, names)) != m.name} for m in modules}
     done: set[str] = set()
 
     def walk(name: str, trail: tuple[str, ...]) -> Iterator[str]:
@@ -174,7 +184,7 @@ def _target(imported: str, names: set[str]) -> str | None:
 
 
 def foreign_in_one_place(module: Module) -> Iterator[str]:
-    for imported, line, _ in module.imports():
+    for imported, line, _ in module.imports:
         library = imported.split(".")[0]
         if imported.startswith("torch.utils.tensorboard"):
             library = "tensorboard"
@@ -192,7 +202,7 @@ def foreign_in_one_place(module: Module) -> Iterator[str]:
 
 def ray_in_one_file(modules: list[Module]) -> Iterator[str]:
     for library in ONE_FILE:
-        users = sorted({m.name for m in modules for imported, _, _ in m.imports() if imported.split(".")[0] == library})
+        users = sorted({m.name for m in modules for imported, _, _ in m.imports if imported.split(".")[0] == library})
         if len(users) > 1:
             yield f"{library} is imported by {', '.join(users)}. Keep it in one of them."
 
@@ -217,23 +227,29 @@ def named_for_what_it_is(module: Module) -> Iterator[str]:
         yield f"{module.path}: {last!r} says nothing. Name the file for what it holds."
 
 
+def dotted(node: ast.AST) -> str:
+    """`a.b` of an attribute of a plain name, else nothing."""
+    plain = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    return f"{node.value.id}.{node.attr}" if plain else ""
+
+
 def silent_below_apps(module: Module) -> Iterator[str]:
     if module.in_apps:
         return
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input"):
             yield f"{module.path}:{node.lineno}: calls {node.func.id}(). Return it, or report through an argument."
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr"):
-            yield f"{module.path}:{node.lineno}: uses {ast.unparse(node)}. Return it, or report through an argument."
+        if dotted(node) in ("sys.stdout", "sys.stderr"):
+            yield f"{module.path}:{node.lineno}: uses {dotted(node)}. Return it, or report through an argument."
 
 
 def no_environment_below_apps(module: Module) -> Iterator[str]:
     if module.in_apps or module.name == "rebus.packages":
         return
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv", "os.putenv"):
-            yield f"{module.path}:{node.lineno}: uses {ast.unparse(node)}. Take it as an argument; the apps read it."
-    for imported, line, _ in module.imports():
+    for node in module.nodes:
+        if dotted(node) in ("os.environ", "os.getenv", "os.putenv"):
+            yield f"{module.path}:{node.lineno}: uses {dotted(node)}. Take it as an argument; the apps read it."
+    for imported, line, _ in module.imports:
         if imported in ("os.environ", "os.getenv"):
             yield f"{module.path}:{line}: imports {imported}. Take it as an argument; the apps read the environment."
 
@@ -242,7 +258,7 @@ def finished(module: Module) -> Iterator[str]:
     for number, line in enumerate(module.text.splitlines(), 1):
         if re.search(r"#.*\b(TODO|FIXME|XXX|HACK)\b", line):
             yield f"{module.path}:{number}: leaves something to do. Do it, or write it where work is planned."
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Name) and node.id == "NotImplementedError":
             yield f"{module.path}:{node.lineno}: NotImplementedError. Write it, or leave the function out."
 
@@ -253,7 +269,7 @@ CONFIG_NAME = re.compile(r"(.*Config|.*Sampling|Optim|Trainable)")
 
 
 def configs_documented(module: Module) -> Iterator[str]:
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if not isinstance(node, ast.ClassDef) or not CONFIG_NAME.fullmatch(node.name):
             continue
         marks = [ast.unparse(mark) for mark in node.decorator_list if "dataclass" in ast.unparse(mark)]
@@ -309,15 +325,13 @@ def no_machine_paths(path: str, text: str) -> Iterator[str]:
 
 
 def repository_texts() -> Iterator[tuple[str, str]]:
-    for path in sorted(ROOT.rglob("*")):
-        inside = path.relative_to(ROOT)
-        hidden = any(part in SKIPPED_FOLDERS or part.endswith(("cache", ".egg-info")) for part in inside.parts)
-        if hidden or path.suffix not in TEXT_ENDINGS or not path.is_file() or path.stat().st_size > 1_000_000:
-            continue
-        try:
-            yield str(inside), path.read_text()
-        except UnicodeDecodeError:
-            continue
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = sorted(name for name in folders if not name.endswith(("cache", ".egg-info")))
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        for path in sorted(Path(folder, name) for name in files):
+            if path.suffix in TEXT_ENDINGS and path.stat().st_size < 1_000_000:
+                with contextlib.suppress(UnicodeDecodeError):
+                    yield str(path.relative_to(ROOT)), path.read_text()
 
 
 # ------------------------------------------------------------------------------------------------ all of them

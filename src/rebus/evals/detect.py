@@ -71,14 +71,27 @@ def _at_scene_size(picture: PIL.Image.Image) -> NDArray[np.uint8]:
 
 def _connected(mask_hw: NDArray[np.bool_]) -> NDArray[np.int64]:
     """A number above 0 for each connected part of the mask, widened by REACH pixels; 0 elsewhere."""
-    mask = torch.from_numpy(mask_hw)[None, None].float()
-    wide = F.max_pool2d(mask, 2 * REACH + 1, 1, REACH)
-    labels = torch.arange(1, mask_hw.size + 1, dtype=torch.float32).reshape(1, 1, *mask_hw.shape) * wide
-    while True:  # the largest number of a part spreads over all of it
-        spread = F.max_pool2d(labels, 3, 1, 1) * wide
-        if torch.equal(spread, labels):
-            return labels[0, 0].long().numpy()
-        labels = spread
+    wide = F.max_pool2d(torch.from_numpy(mask_hw)[None].float(), 2 * REACH + 1, 1, REACH)[0].bool().numpy()
+    parts = [0]  # parts[i] is a part that part i belongs to; itself, or an earlier one
+    labels_hw = np.zeros(mask_hw.shape, np.int64)
+
+    def earliest(label: int) -> int:
+        while parts[label] != label:
+            label = parts[label]
+        return label
+
+    for y, line in enumerate(wide):
+        ends = np.flatnonzero(np.diff(np.concatenate(([0], line, [0]))))
+        for left, right in zip(ends[::2], ends[1::2], strict=True):  # one run of the row, and what touches it above
+            above = labels_hw[y - 1, max(left - 1, 0) : right + 1] if y else np.zeros(0, np.int64)
+            touching = sorted({earliest(label) for label in np.unique(above) if label})
+            if not touching:
+                touching = [len(parts)]
+                parts.append(len(parts))
+            for label in touching[1:]:
+                parts[label] = touching[0]
+            labels_hw[y, left:right] = touching[0]
+    return np.array([earliest(label) for label in range(len(parts))])[labels_hw]
 
 
 def _region(pixels_hw3: NDArray[np.uint8], inside_hw: NDArray[np.bool_]) -> Region:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from rebus.data.pictures import Pictures
 from rebus.data.splits import Split
-from rebus.document import Document, Image, Message
+from rebus.document import Document, Image, Message, assistant
 from rebus.errors import RebusError
-from rebus.evals.nearest import Gallery, Look, RealPictures, gallery
+from rebus.evals.nearest import Gallery, Look, RealPictures, gallery, plain_rows
 from rebus.grammar import Modality
+from rebus.nn.text_model import TextModel
 from rebus.sampling import Sampling
 from rebus.system import System
 from rebus.visual import ImageSampling, Progress, VisualTokens
@@ -30,7 +31,7 @@ Sentences = Callable[[Sequence[str]], Tensor]
 X = TypeVar("X")
 
 IMAGE_WORDS = 320
-"""Room for one image in a reply, whatever the system: LaVIT's largest has 256 words and marks."""
+"""Room for one image in a reply where it cannot be found out: LaVIT's largest has 256 words and marks."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class Exam:
     config: EvalConfig = field(default_factory=EvalConfig)
     sentences: Callable[[], Sentences] | None = None
     """gives the sentence encoder when it is first needed; without it, texts are not compared"""
+    base: Callable[[], TextModel] | None = None
+    """gives the language model that the system's was made from, when it is first needed; without it, what the system kept
+    of it is not measured"""
     easy_vqa: Callable[[], Path] | None = None
     """gives the folder of the easy-VQA data when it is first needed; without it, that benchmark is left out"""
     report: Report = lambda what, done, of: None
@@ -87,6 +91,17 @@ class Exam:
     def gallery(self, asked: Sequence[int]) -> Gallery:
         """The real pictures of `config.names` names, those of the rows asked about among them."""
         return gallery(self.real, asked, self.config.names, self.config.choice)
+
+    @cached_property
+    def image_words(self) -> int:
+        """Room for one image in a reply: half as much again as the longest of a few real ones takes."""
+        if self.system.tokenizer is None:
+            return IMAGE_WORDS
+        pictures = [Image(self.pictures.image(row)) for row in plain_rows(self.pictures, "train")[:4]]
+        generators = [generator(0, number) for number in range(len(pictures))]
+        images = self.system.tokenizer.encode(pictures, {"generation"}, generators=generators)
+        laid_out = [self.system.grammar.serialize(Document((assistant(image),)), template="plain") for image in images]
+        return max(len(sequence) * 3 // 2 for sequence in laid_out) if laid_out else IMAGE_WORDS
 
     def seeds(self, modality: Modality) -> tuple[int, ...]:
         """The sampling seeds, or the first alone where a seed changes nothing: words taken greedily."""
@@ -102,7 +117,7 @@ class Exam:
         """
         config = self.config
         sampling = Sampling(
-            max_new_tokens=config.max_new_tokens + (0 if modality == "text" else images * IMAGE_WORDS),
+            max_new_tokens=config.max_new_tokens + (0 if modality == "text" else images * self.image_words),
             temperature=config.temperature,
             image=ImageSampling(steps=config.steps),
         )

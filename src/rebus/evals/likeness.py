@@ -6,12 +6,10 @@ Dimension key: h w height and width
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import PIL.Image
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 MOST_DB = 100.0
 """PSNR of equal pictures, which would be infinite."""
@@ -29,21 +27,28 @@ def psnr(one: PIL.Image.Image, other: PIL.Image.Image) -> float:
 def ssim(one: PIL.Image.Image, other: PIL.Image.Image) -> float:
     """Structural similarity of the brightness, mean over all windows (Wang et al. 2004: Gaussian window of 11 pixels and
     deviation 1.5, K = 0.01 and 0.03, no padding). 1 for equal pictures. `one` is brought to the size of `other`."""
-    a_hw, b_hw = (torch.from_numpy(array)[None, None] for array in _pair(one, other, "L"))
-    window = _window()
-    mean_a, mean_b = F.conv2d(a_hw, window), F.conv2d(b_hw, window)
-    var_a = F.conv2d(a_hw * a_hw, window) - mean_a**2
-    var_b = F.conv2d(b_hw * b_hw, window) - mean_b**2
-    both = F.conv2d(a_hw * b_hw, window) - mean_a * mean_b
+    a_hw, b_hw = _pair(one, other, "L")
+    rows, columns = (_windows(side) for side in a_hw.shape)
+
+    def average(x_hw: np.ndarray) -> np.ndarray:
+        return rows @ x_hw @ columns.T
+
+    mean_a, mean_b = average(a_hw), average(b_hw)
+    var_a, var_b = average(a_hw * a_hw) - mean_a**2, average(b_hw * b_hw) - mean_b**2
+    both = average(a_hw * b_hw) - mean_a * mean_b
     brightness = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
     structure = (2 * both + _C2) / (var_a + var_b + _C2)
     return float((brightness * structure).mean())
 
 
-def _window() -> Tensor:
-    line = torch.exp(-((torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
-    line = line / line.sum()
-    return (line[:, None] * line[None])[None, None]
+@lru_cache
+def _windows(side: int) -> np.ndarray:
+    """[side - 10, side]: the weights of every window along one side."""
+    line = np.exp(-((np.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
+    windows = np.zeros((side - _WINDOW + 1, side))
+    for start, row in enumerate(windows):
+        row[start : start + _WINDOW] = line / line.sum()
+    return windows
 
 
 def _pair(one: PIL.Image.Image, other: PIL.Image.Image, mode: str) -> tuple[np.ndarray, np.ndarray]:

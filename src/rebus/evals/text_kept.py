@@ -6,7 +6,6 @@ Dimension key: I texts · C width of the sentence vectors
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,12 @@ import torch
 from torch import Tensor
 
 from rebus.document import Document, user
+from rebus.errors import RebusError
 from rebus.evals.exam import Exam
 from rebus.evals.figures import Figure, Found, Sample, compare
 from rebus.lm import InterleavedLM, log_likelihoods
+from rebus.nn.new_rows import RowInit
+from rebus.nn.text_model import TextModel
 from rebus.sequence import Sequence as Words
 from rebus.sequence import collate
 from rebus.system import System
@@ -30,21 +32,15 @@ ANSWER_WORDS = 64
 
 def text_kept(exam: Exam) -> Iterator[Found]:
     """`text_kept/…`: similarity (cosine of the sentence vectors of its answer and the base model's, both greedy, where the
-    exam has a sentence encoder), perplexity (on text written for this test).
-
-    The base model is the same one with its adapters switched off. Yields nothing for a model without adapters.
-    """
-    adapters = list(adapted(exam.system.lm))
-    if not adapters:
+    exam has a sentence encoder), perplexity (on text written for this test). Yields nothing for an exam without a base."""
+    if exam.base is None:
         return
+    base = base_system(exam.system, exam.base())
     plain = json.loads(files("rebus.evals").joinpath("plain_text.json").read_text())
     if exam.sentences is not None:
-        yield from _similarity(exam, plain["prompts"][: exam.config.n])
+        yield from _similarity(exam, base, plain["prompts"][: exam.config.n])
     texts = plain["held_back"][: exam.config.n]
-    with torch.inference_mode():
-        after = perplexity(exam.system, texts)
-        with without_adapters(exam.system.lm):
-            before = perplexity(exam.system, texts)
+    after, before = perplexity(exam.system, texts), perplexity(base, texts)
     yield Figure(
         "text_kept/perplexity",
         (after,),
@@ -56,18 +52,34 @@ def text_kept(exam: Exam) -> Iterator[Found]:
     )
 
 
-def _similarity(exam: Exam, prompts: list[str]) -> Iterator[Found]:
+def base_system(system: System, llm: TextModel) -> System:
+    """A base language model with the spelling of a system that was made from it: it has the words for images, but has
+    learned none of them. Raises RebusError for a base that reads another number of words, or is of another width."""
+    ours, theirs = (system.grammar.text.words, system.lm.llm.width), (llm.words, llm.width)
+    if ours != theirs:
+        raise RebusError(
+            f"The base language model has {theirs[0]:,} words of width {theirs[1]}, but this system's text has {ours[0]:,} "
+            f"of width {ours[1]}, so it was made from another. Give the base that it was made from."
+        )
+    if system.grammar.vocabulary > llm.vocabulary:
+        llm.extend(system.grammar.vocabulary - llm.words, input_init=RowInit(std=0.0))
+    return System(system.grammar, InterleavedLM(llm).eval(), name="base")
+
+
+def _similarity(exam: Exam, base: System, prompts: list[str]) -> Iterator[Found]:
     assert exam.sentences is not None
     documents = [Document((user(prompt),)) for prompt in prompts]
-    settings = replace(exam.config, max_new_tokens=ANSWER_WORDS)
-    greedy = replace(exam, config=replace(settings, temperature=0.0))
-    answers = [m.text for m in greedy.replies("plain questions", documents, "text", 0)]
-    with without_adapters(exam.system.lm):
-        base = [m.text for m in greedy.replies("plain questions to the base model", documents, "text", 0)]
-        sampled = replace(exam, config=replace(settings, temperature=exam.config.temperature or 0.7))
-        again = [m.text for m in sampled.replies("the same, sampled", documents, "text", 0)]
+    config = replace(exam.config, max_new_tokens=ANSWER_WORDS)
+
+    def replies(what: str, system: System, temperature: float) -> list[str]:
+        asked = replace(exam, system=system, config=replace(config, temperature=temperature))
+        return [m.text for m in asked.replies(what, documents, "text", 0)]
+
+    answers = replies("plain questions", exam.system, 0.0)
+    wanted = replies("plain questions to the base model", base, 0.0)
+    again = replies("the same, sampled", base, config.temperature or 0.7)
     encode = exam.sentences()
-    ours, theirs, theirs_again = (list(encode(texts)) for texts in (answers, base, again))
+    ours, theirs, theirs_again = (list(encode(texts)) for texts in (answers, wanted, again))
 
     def cosine(one: Tensor, other: Tensor) -> float:
         return float(one @ other)
@@ -81,10 +93,11 @@ def _similarity(exam: Exam, prompts: list[str]) -> Iterator[Found]:
         ceiling=theirs_again,
         note="greedy answers; chance: the base model's answer to another question; ceiling: its own, sampled",
     )
-    for prompt, answer, wanted, a, b in zip(prompts, answers, base, ours, theirs, strict=True):
-        yield Sample("text_kept", asked=prompt, wanted=wanted, said=answer, score=cosine(a, b))
+    for prompt, answer, meant, a, b in zip(prompts, answers, wanted, ours, theirs, strict=True):
+        yield Sample("text_kept", asked=prompt, wanted=meant, said=answer, score=cosine(a, b))
 
 
+@torch.inference_mode()
 def perplexity(system: System, texts: Sequence[str]) -> float:
     """exp of the mean loss over all words of some texts but the first of each."""
     grammar, lm = system.grammar, system.lm
@@ -96,24 +109,3 @@ def perplexity(system: System, texts: Sequence[str]) -> float:
         lost -= float(log_likelihoods(lm, collate([Words(ids, target)]).to(lm.llm.device)).sum())
         count += len(ids) - 1
     return math.exp(lost / count)
-
-
-def adapted(lm: InterleavedLM) -> Iterator[torch.nn.Module]:
-    """The layers beside which an adapter was put."""
-    return (module for module in lm.llm.modules() if callable(getattr(module, "enable_adapters", None)))
-
-
-@contextlib.contextmanager
-def without_adapters(lm: InterleavedLM) -> Iterator[None]:
-    """The base model alone, for as long as the context lasts."""
-    layers = list(adapted(lm))
-    learning = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)  # type: ignore[operator]
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)  # type: ignore[operator]
-        for parameter, learns in learning:  # which switching on and off changes
-            parameter.requires_grad_(learns)

@@ -128,9 +128,9 @@ def scene_questions(exam: Exam, n: int) -> list[Question]:
 
 def short(answer: str) -> str:
     """`A red apple.` → `red apple`, `Yes.` → `yes`."""
-    text = answer.strip().rstrip(".")
-    text = text[:1].lower() + text[1:] if text[1:2].islower() or " " in text[:3] else text
-    return text.removeprefix("a ").removeprefix("an ").removeprefix("the ")
+    text = answer.strip().rstrip(".").lower()
+    article = next((a for a in ("a ", "an ", "the ") if text.startswith(a)), "")
+    return text.removeprefix(article)
 
 
 def easy_questions(folder: Path, split: str, n: int, seed: int) -> list[Question]:

@@ -5,15 +5,11 @@ Bad input ends in one red line and exit code 2, never in a traceback (`--traceba
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
-import os
 import platform
 import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,13 +18,13 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rebus.apps import training
 from rebus.apps.chat import Chat
 from rebus.apps.device import choose_device
 from rebus.apps.files import codes_json, read_codes, save_codes
+from rebus.apps.guard import guarded
 from rebus.apps.loading import Bar, about, load_system, variants, where_weights
 from rebus.apps.packing import pack
 from rebus.apps.terminal import keep_in, show
@@ -243,6 +239,13 @@ def train(
     out.print("\nThe options of one:  rebus train STAGE --help", style="dim")
 
 
+def measure() -> None:
+    """Measure a model: figures beside chance and ceiling, a table, picture sheets."""
+    from rebus.apps.evaluate import eval_system  # `parse` puts it here when it is asked for: importing takes seconds
+
+    eval_system()
+
+
 def version() -> None:
     """Say what is installed and what it runs on."""
     table = Table(box=None, show_header=False)
@@ -266,6 +269,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "data": data,
     "train": train,
     "pack": pack,
+    "eval": measure,
     "version": version,
 }
 
@@ -297,6 +301,12 @@ def parse(args: Sequence[str]) -> Callable[[], Any]:
     if len(args) > 1 and args[0] == "train" and not args[1].startswith("-"):
         return functools.partial(training.parse(args[1], args[2:]), out, err)
 
+    verbs = dict(VERBS)
+    if args[:1] == ["eval"]:
+        from rebus.apps.evaluate import eval_system
+
+        verbs["eval"] = eval_system
+
     def later(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
         @functools.wraps(verb)
         def bind(*given: Any, **options: Any) -> Callable[[], None]:
@@ -305,7 +315,7 @@ def parse(args: Sequence[str]) -> Callable[[], Any]:
         return bind
 
     return tyro.extras.subcommand_cli_from_dict(
-        {name: later(verb) for name, verb in VERBS.items()},
+        {name: later(verb) for name, verb in verbs.items()},
         prog="rebus",
         description="Models that read and write documents of words and pictures.",
         args=list(args) or ["--help"],
@@ -313,62 +323,10 @@ def parse(args: Sequence[str]) -> Callable[[], Any]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code, as `guarded` says."""
+    """Runs one command and returns its exit code: 0, 2 for bad input, 1 for a fault of our own."""
     args = list(sys.argv[1:] if args is None else args)
     words = [word for word in args if word != "--traceback"]
     return guarded(lambda: parse(words)(), with_traceback="--traceback" in args)
-
-
-def guarded(work: Callable[[], Any], *, with_traceback: bool = False) -> int:
-    """Does the work and returns the exit code: 0; 2 for bad input, a wrong option or Ctrl-C; 1 for a fault of our own.
-
-    What went wrong is told in one line on stderr; with_traceback lets the exception through.
-    """
-    try:
-        with contextlib.nullcontext() if with_traceback else libraries_silent():
-            work()
-        return 0
-    except SystemExit as end:  # the usage was shown
-        return end.code if isinstance(end.code, int) else 2
-    except BrokenPipeError:  # `rebus list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-        return 0
-    except (KeyboardInterrupt, Exception) as error:
-        if with_traceback:
-            raise
-        said, code = _one_line(error)
-        err.print(Text.assemble(("error: ", "bold red"), (said, "red")), soft_wrap=True)
-        return code
-
-
-@contextlib.contextmanager
-def libraries_silent() -> Iterator[None]:
-    """Keeps what imported libraries warn of, and users can do nothing about, off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _one_line(error: BaseException) -> tuple[str, int]:
-    """What a user is told about an exception, and the exit code."""
-    match error:
-        case KeyboardInterrupt():
-            return "stopped.", 2
-        case RebusError():
-            return " ".join(str(error).split()), 2
-        case FileNotFoundError() if error.filename:
-            return f"There is no file {error.filename}. Check the path.", 2
-        case OSError() if error.filename:
-            return f"{error.filename} cannot be used: {error.strerror or error}. Check its path and permissions.", 2
-        case torch.OutOfMemoryError() | MemoryError():
-            return "The memory is full. Close other programs, or use a smaller model or --device cpu.", 2
-    said = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {said} (this is a fault of rebus; --traceback shows where it happened)", 1
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from rebus.apps.cli import guarded
 from rebus.apps.files import write_whole
+from rebus.apps.guard import guarded
 from rebus.apps.loading import load_system
 from rebus.apps.page import render
 from rebus.apps.terminal import keep_in, picture, show

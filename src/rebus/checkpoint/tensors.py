@@ -72,7 +72,12 @@ def _read(path: Path) -> LazyTensors:
     if not path.exists():
         raise RebusError(f"There is no file {path}. Check the path of the weights.")
     if path.name.endswith(".index.json"):
-        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        try:
+            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        except (ValueError, LookupError, AttributeError, TypeError):
+            raise RebusError(
+                f"{path} does not say which shard holds which tensor. Copy or download it again."
+            ) from None
         return lay_over(*(_read(path.parent / shard) for shard in shards))
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -94,7 +99,7 @@ def _read_safetensors(path: Path) -> LazyTensors:
     try:
         with safe_open(path, "pt") as file:
             shapes = {}
-            for name in file.keys():  # noqa: SIM118, it is not a dict
+            for name in file.keys():
                 piece = file.get_slice(name)
                 shapes[name] = torch.empty(piece.get_shape(), dtype=_DTYPES[piece.get_dtype()], device="meta")
     except SafetensorError as error:

@@ -1,4 +1,5 @@
-"""A frozen sentence encoder (a BERT with mean pooling): one vector for a caption.
+"""Frozen text encoders: a BERT with mean pooling (one vector for a caption), and the CLIP text half that published
+diffusion models read their prompts with.
 
 Dimension key: I captions · L length · C width
 """
@@ -11,7 +12,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, CLIPTextModel
+
+from rebus.errors import RebusError
 
 
 class SentenceEncoder(nn.Module):
@@ -40,3 +43,20 @@ class SentenceEncoder(nn.Module):
             mask_IL1 = tokens["attention_mask"][..., None].float()
             vectors.append(F.normalize((hidden_ILC * mask_IL1).sum(1) / mask_IL1.sum(1), dim=-1))
         return torch.cat(vectors)[[row[text] for text in captions]]
+
+
+@torch.no_grad()
+def prompt_states(folder: Path, prompts: Sequence[str]) -> Tensor:
+    """What a diffusion model is told by prompts: the last states [I, L, C] of the CLIP text model in a diffusers
+    folder, float32, padded to the length that it was trained with. Raises RebusError when the folder has none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        clip = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise RebusError(
+            f"{folder} has no text encoder that can be read ({str(error).splitlines()[0]}). Name a whole diffusers "
+            "folder, with `tokenizer` and `text_encoder` in it."
+        ) from error
+    length = clip.config.max_position_embeddings
+    ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return clip.eval()(ids["input_ids"]).last_hidden_state

@@ -6,15 +6,16 @@ text. Special tokens enter by id (`specials`).
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers
+from tokenizers import decoders, models, normalizers, processors
 from torch import Tensor
 
 from rebus.errors import RebusError
@@ -107,6 +108,53 @@ def read_tokenizer(folder: Path | str) -> FastTokenizer:
         f"{folder} holds no text tokenizer: neither tokenizer.json nor tokenizer.model is there. "
         "Name the folder that the language model was published in."
     )
+
+
+def write_tokenizer(
+    text: FastTokenizer,
+    folder: Path,
+    added: Mapping[str, int],
+    *,
+    special: Collection[str],
+    bos: str | None,
+    eos: str,
+    pad: str,
+) -> None:
+    """The tokenizer with words `added` behind its own, as the files of a Hugging Face folder. `special` are those of
+    them that are no text; encoding begins with `bos`, as LLaMA's does.
+
+    Raises RebusError when an id is taken already.
+    """
+    whole = tokenizers.Tokenizer.from_str(text._tokenizer.to_str())
+    for name, place in sorted(added.items(), key=lambda item: item[1]):
+        size = whole.get_vocab_size(with_added_tokens=True)
+        # a model's table may be longer than its tokenizer (OPT: 50,272 and 50,265)
+        whole.add_special_tokens([f"<unused_{number}>" for number in range(size, place)])
+        whole.add_tokens([tokenizers.AddedToken(name, special=name in special, normalized=False)])
+        if whole.token_to_id(name) != place:
+            raise RebusError(
+                f"The new word {name} has id {place}, but the text tokenizer has {size} words already and gives it "
+                f"{whole.token_to_id(name)}. Export with the tokenizer that the language model was trained with."
+            )
+    if bos is not None:
+        start = (bos, whole.token_to_id(bos))
+        whole.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[start])
+    whole.encode_special_tokens = False
+    whole.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": _unknown(text)}
+    named: dict[str, object] = {kind: name for kind, name in names.items() if name is not None}
+    named["additional_special_tokens"] = sorted(special, key=lambda name: added[name])
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
+    for file, content in (
+        ("tokenizer_config.json", about),
+        ("special_tokens_map.json", named),
+        ("added_tokens.json", dict(added)),
+    ):
+        (folder / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _unknown(text: FastTokenizer) -> str | None:
+    return next((name for name in ("<unk>", "[UNK]") if name in text.specials), None)
 
 
 # ---------------------------------------------------------------------------------------------- text as it comes

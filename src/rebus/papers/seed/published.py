@@ -1,5 +1,5 @@
-"""Published SEED files → a saved system, and back: the tokenizer in two pickles, the language model as a LLaMA of
-Hugging Face, the image decoder as a folder of diffusers.
+"""Published SEED files → a saved system: the tokenizer in two pickles, the language model as a LLaMA of Hugging Face,
+the image decoder as a folder of diffusers. The way back is in `export.py`.
 
 Everything is read and written one tensor at a time. Ids of codes and marks come from the release's own tokenizer.
 """
@@ -7,48 +7,37 @@ Everything is read and written one tensor at a time. Ids of codes and marks come
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rebus.checkpoint import (
     LazyTensors,
     SavedSystem,
-    config_from_json,
     config_to_json,
     convert,
     lay_over,
-    load_system,
     read_tensors,
     save_system,
     without_weights,
-    write_tensors,
 )
-from rebus.checkpoint import export as backwards
 from rebus.diffusion.pipeline import component_config, component_tensors, read_diffusion
 from rebus.errors import RebusError
 from rebus.nn.text_encoder import prompt_states
 from rebus.nn.text_model import TextModel, build_causal_lm
-from rebus.nn.text_tokenizer import FastTokenizer, TextTokenizer, read_tokenizer, write_tokenizer
-from rebus.papers.seed.build import build, tokenizer_layers
-from rebus.papers.seed.convert import BLIP2_RULES, RULES, VISION_RULES
+from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer
+from rebus.papers.seed.convert import RULES, VISION_RULES
 from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import MergedLanguageConfig
-from rebus.papers.seed.losses import ContrastiveHeads
 from rebus.papers.seed.published_decoder import TextLikeConfig, UnclipConfig
-from rebus.papers.seed.qformer import QFormer, TextBranch
 from rebus.papers.seed.spelling import SeedGrammarConfig, from_added_tokens
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
 from rebus.papers.seed.variants import VARIANTS, SeedConfig
 
-TEXT_FILES = ("tokenizer.json", "tokenizer.model", "added_tokens.json")
 SEEN = "visual_encoder."
 
 
@@ -66,6 +55,59 @@ class Published:
     """Folder with the text tokenizer and `added_tokens.json`; none: the language model's, else the quantiser's."""
     decoder: Path | None = None
     """Folder of the image decoder, all components of a diffusers pipeline; none: codes stay codes."""
+
+
+def convert_folder(
+    source: Path,
+    folder: Path,
+    variant: str,
+    *,
+    decoder: Path | None = None,
+    ignore_unexpected: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> SavedSystem:
+    """`convert_published` of the files that lie anywhere under `source`, under their published names; `decoder` may lie
+    elsewhere. Raises RebusError when the tokenizer is not there, or there are several of something."""
+    found = find_published(source)
+    return convert_published(
+        found if decoder is None else replace(found, decoder=decoder),
+        folder,
+        variant or "v2-8b",
+        ignore_unexpected=ignore_unexpected,
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+
+
+def find_published(source: Path) -> Published:
+    """The published files under `source`. Raises RebusError as `convert_folder` does."""
+
+    def one(name: str, good: Callable[[Path], bool] = Path.is_file) -> Path | None:
+        paths = [path for path in sorted(source.rglob(name)) if good(path)]
+        if len(paths) > 1:
+            listed = ", ".join(str(path.relative_to(source)) for path in paths)
+            raise RebusError(f"{source} holds several of {name}: {listed}. Name a folder that holds one release.")
+        return paths[0] if paths else None
+
+    quantizer = one("seed_quantizer.pt")
+    if quantizer is None:
+        raise RebusError(f"There is no seed_quantizer.pt under {source}. Name the folder of a downloaded SEED release.")
+    model, decoder = one("config.json", _is_llama), one("model_index.json")
+    language = None if model is None else model.parent
+    if language is not None and any((language / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        text = language
+    else:
+        added = one("added_tokens.json")
+        text = quantizer.parent if added is None else added.parent
+    return Published(quantizer, one("eva_vit_g.pth"), language, text, None if decoder is None else decoder.parent)
+
+
+def _is_llama(file: Path) -> bool:
+    try:
+        return json.loads(file.read_text()).get("model_type") == "llama"
+    except (ValueError, AttributeError):
+        return False
 
 
 def convert_published(
@@ -98,7 +140,7 @@ def convert_published(
         text = read_tokenizer(folder_of_text)
         config = replace(config, grammar=_spelling(folder_of_text, config.grammar))
         SeedGrammar(text, config.grammar, "")  # raises for a tokenizer that lacks the template's special words
-        others["text"] = {f: (folder_of_text / f).read_bytes() for f in TEXT_FILES if (folder_of_text / f).exists()}
+        others["text"] = _text_file(folder_of_text)
         if found.language is not None:
             config, lm = _language(found.language, config, text, ignore_unexpected)
             parts["lm"], dropped["lm"], ignored["lm"] = lm
@@ -138,6 +180,13 @@ def _tokenizer(
     return lay_over(vision.tensors, coded.tensors), {"tokenizer": dropped}, {"tokenizer": coded.ignored}
 
 
+def _text_file(folder: Path) -> dict[str, bytes]:
+    """The text tokenizer's file. LLaMA's older one is preferred, because text must be cut as it was in training: with a
+    space in front of every segment, which newer conversions of it leave out."""
+    name = next(name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).exists())
+    return {name: (folder / name).read_bytes()}
+
+
 def _spelling(folder: Path, config: SeedGrammarConfig) -> SeedGrammarConfig:
     """The ids of codes and marks, as the release's tokenizer gives them."""
     file, whole = folder / "added_tokens.json", folder / "tokenizer.json"
@@ -175,7 +224,7 @@ def _language(
             "Name the language model and the tokenizer of one release."
         )
     # the release's bos, eos and pad (8B: 0, 1, -1) are not its tokenizer's (1, 2, 0)
-    ids = {f"{kind}_token_id": number for kind, number in _special_ids(config.grammar, text).items()}
+    ids = {f"{kind}_token_id": number for kind, number in special_ids(config.grammar, text).items()}
     unused = ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "auto_map")
     model = {key: value for key, value in model.items() if key not in unused} | ids
     with without_weights():
@@ -185,7 +234,7 @@ def _language(
     return config, (result.tensors, result.dropped, result.ignored)
 
 
-def _special_ids(grammar: SeedGrammarConfig, text: TextTokenizer) -> dict[str, int]:
+def special_ids(grammar: SeedGrammarConfig, text: TextTokenizer) -> dict[str, int]:
     names = {"bos": grammar.bos, "eos": grammar.eos, "pad": grammar.pad}
     return {kind: text.specials[name] for kind, name in names.items() if name is not None}
 
@@ -202,100 +251,10 @@ def _decoder(
     diffusion, networks = read_diffusion(folder)
     prompt_1SC = prompt_states(folder, [""])
     own: dict[str, Tensor] = {"prompt_1SC": prompt_1SC}
-    config = replace(config, diffusion=diffusion, prompt=tuple(prompt_1SC.shape[1:]))
+    config = replace(config, diffusion=diffusion, prompt=(prompt_1SC.shape[1], prompt_1SC.shape[2]))
     if isinstance(config, UnclipConfig):
         noising = component_config(folder, "image_noising_scheduler", "scheduler_config.json")
         config = replace(config, noising=noising)
         own |= {f"unclip.{name}": x for name, x in component_tensors(folder, "image_normalizer").items()}
     named = LazyTensors({f"diffusion.{k}": v for k, v in networks.meta.items()}, lambda name: networks[name[10:]])
     return config, lay_over(named, own)
-
-
-# ------------------------------------------------------------------------------------------------ the training start
-
-
-def read_blip2(file: Path, config: SeedTokenizerConfig, *, contrast_width: int = 256) -> LazyTensors:
-    """BLIP-2's first stage (`blip2_pretrained.pth`) as the start of stage 1: tensors of `qformer`, `vision_norm`, `text`
-    (a `TextBranch`) and `heads` (`ContrastiveHeads`). Raises RebusError listing whatever does not fit."""
-    theirs = read_tensors(file)
-    tables = [f"Qformer.bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position")]
-    if lacking := [name for name in tables if name not in theirs]:
-        raise RebusError(f"{file} is not BLIP-2's first stage: {lacking[0]} is missing. Name blip2_pretrained.pth.")
-    words, positions = (theirs.meta[name].shape[0] for name in tables)
-    with without_weights():
-        ours = nn.ModuleDict(
-            {
-                "qformer": QFormer(config.qformer),
-                "vision_norm": nn.LayerNorm(config.vision.width),
-                "text": TextBranch(config.qformer, words, positions),
-                "heads": ContrastiveHeads(config.qformer.width, contrast_width),
-            }
-        )
-    return convert(theirs, BLIP2_RULES, ours.state_dict()).tensors
-
-
-# ------------------------------------------------------------------------------------------------ the way back
-
-
-def export_published(weights: Path, folder: Path) -> None:
-    """Writes a saved system in the published layout: `seed_quantizer.pt`, `eva_vit_g.pth`, and `language/`, a folder that
-    any LLaMA server reads, image tokens in its tokenizer, adapters and new rows folded in. The image decoder is not
-    SEED's own and stays out.
-
-    Raises RebusError if there is something at `folder`, or `weights` is no saved SEED.
-    """
-    saved = load_system(weights)
-    if saved.name.partition(":")[0] != "seed":
-        raise RebusError(f"{weights} holds {saved.name}, which SEED's layout has no place for. Name a saved SEED.")
-    if folder.exists():
-        raise RebusError(f"There is something at {folder} already. Choose another folder.")
-    config = config_from_json(SeedConfig, saved.config)
-    shared = None if saved.base is None else load_system(saved.folder.parent / saved.base)
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir(parents=True)
-    try:
-        if "tokenizer" in saved.files:
-            theirs = backwards(lay_over(*tokenizer_layers(saved, shared)), RULES["tokenizer"])
-            seen = {name.removeprefix(SEEN): theirs[name] for name in theirs if name.startswith(SEEN)}
-            torch.save(seen, partial / "eva_vit_g.pth")
-            rest = {name: theirs[name].clone() for name in theirs if not name.startswith(SEEN)}
-            torch.save(rest, partial / "seed_quantizer.pt")
-        if "lm" in saved.files:
-            (partial / "language").mkdir()
-            _export_language(saved, config, partial / "language")
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _export_language(saved: SavedSystem, config: SeedConfig, folder: Path) -> None:
-    tensors: Mapping[str, Tensor]
-    if isinstance(config.language, MergedLanguageConfig):
-        text: TextTokenizer = read_tokenizer(saved.folder)
-        tensors, about = backwards(saved.tensors("lm"), RULES["lm"]), dict(config.language.model)
-    else:
-        system = build(config, saved.folder, ("lm",), "cpu")
-        text, merged = system.grammar.text, system.lm.llm.merge()
-        tensors, about = merged.state_dict(), merged.config.to_dict()
-    if not isinstance(text, FastTokenizer):
-        raise RebusError("A model that reads bytes has no tokenizer to export. Export one with a base of its own.")
-    if about.get("tie_word_embeddings"):
-        tensors = {name: x for name, x in tensors.items() if name != "lm_head.weight"}
-    write_tensors(folder, "model", tensors)
-    grammar = config.grammar
-    ids = _special_ids(grammar, text)
-    with without_weights():
-        kind = type(build_causal_lm(about)).__name__
-    stored = next(x.dtype for x in tensors.values() if x.is_floating_point())
-    about |= {f"{name}_token_id": number for name, number in ids.items()}
-    about |= {"architectures": [kind], "torch_dtype": str(stored).removeprefix("torch.")}
-    _write_json(folder / "config.json", about)
-    _write_json(folder / "generation_config.json", {f"{name}_token_id": number for name, number in ids.items()})
-    marks = {"<img>": grammar.begin_image, "</img>": grammar.end_image}
-    added = {f"<img_{code:05d}>": grammar.first_code + code for code in range(grammar.codes)} | marks
-    write_tokenizer(text, folder, added, special=marks, bos=grammar.bos, eos=grammar.eos, pad=grammar.pad)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

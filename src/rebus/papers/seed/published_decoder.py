@@ -167,19 +167,20 @@ class UnclipDetokenizer(nn.Module):
         """What the UNet is told of the images, and what guidance leads away from."""
         level = sampling.noise_level if sampling.noise_level is not None else self.config.noise_level
         prompt_ISC = self.prompt_1SC.expand(len(tokens), -1, -1)
-        label_ID = self.labels(tokens, level, generators)
+        embedding_ID = self.embeddings(tokens)
+        noise_ID = noise_like(embedding_ID.shape[1:], generators, like=embedding_ID)
+        label_ID = self.unclip(embedding_ID, level, noise_ID)
         away_ID = torch.zeros_like(label_ID)
         given = [number for number, token in enumerate(negatives) if token is not None]
         if given:
             chosen = [token for token in negatives if token is not None]
-            away_ID[given] = self.labels(chosen, level, [generators[number] for number in given])
+            # the same noise: with noise of its own, a negative image would change what the image begins as
+            away_ID[given] = self.unclip(self.embeddings(chosen), level, noise_ID[given])
         return Told(prompt_ISC, label_ID), Told(prompt_ISC, away_ID)
 
-    def labels(self, tokens: Sequence[VisualTokens], level: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """Codes → labels [I, 2D] at a noise level, each image's noise from its generator."""
-        embedding_ID = self.codes.image_embedding(code_ids(tokens, self.codes).to(self.prompt_1SC.device))
-        noise_ID = noise_like(embedding_ID.shape[1:], generators, like=embedding_ID)
-        return self.unclip(embedding_ID, level, noise_ID)
+    def embeddings(self, tokens: Sequence[VisualTokens]) -> Tensor:
+        """Codes → image embeddings [I, D]."""
+        return self.codes.image_embedding(code_ids(tokens, self.codes).to(self.prompt_1SC.device))
 
 
 class TextLikeDetokenizer(nn.Module):
@@ -243,7 +244,7 @@ def _paint(
     if steps < 1:
         raise RebusError(f"An image is drawn in at least one step, but {steps} were asked for. Use 20 to 50.")
     like = diffusion.unet.conv_in.weight
-    told, untold = (Told(_as(t.tokens_ISC, like), _as(t.label_ID, like)) for t in (told, untold))
+    told, untold = told.to(like), untold.to(like)
     images: list[PIL.Image.Image] = []
     starts = range(0, len(generators), config.batch)
     for start in starts:
@@ -263,7 +264,3 @@ def _beginnings(config: UnclipConfig | TextLikeConfig, generators: Sequence[torc
     if config.latents == "generator":
         return list(generators)
     return [torch.Generator().manual_seed(config.latents_seed) for _ in generators]
-
-
-def _as(x: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if x is None else x.to(device=like.device, dtype=like.dtype)

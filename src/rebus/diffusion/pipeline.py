@@ -1,0 +1,198 @@
+"""A published latent diffusion model, as SEED draws with: the UNet, VAE and sampler of a diffusers folder.
+
+The UNet reads condition tokens by attention (text states, or vectors that stand for them) and, where it was built so, a
+label that joins the time embedding (Stable unCLIP's image embedding).
+
+Dimension key: I images · S condition tokens · C token width · D label width · c latent channels · h w latent sides ·
+H W height and width in pixels
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from rebus.checkpoint import LazyTensors, Move, Rule, convert, lay_over, read_tensors
+from rebus.errors import RebusError
+
+SD_VAE: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+}
+"""The VAE of Stable Diffusion 1 and 2."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The `config.json` of each component of a diffusers folder."""
+
+    unet: Mapping[str, Any]
+    """Of the UNet, a `UNet2DConditionModel`."""
+    scheduler: Mapping[str, Any]
+    """Of the sampler, with its `_class_name`."""
+    vae: Mapping[str, Any] = field(default_factory=lambda: dict(SD_VAE))
+    """Of the VAE, an `AutoencoderKL`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What the UNet is told: condition tokens, and a label where the UNet takes one."""
+
+    tokens_ISC: Tensor
+    label_ID: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> Told:
+        """The conditions of some images."""
+        return Told(self.tokens_ISC[rows], None if self.label_ID is None else self.label_ID[rows])
+
+    def to(self, like: Tensor) -> Told:
+        """The same on the device and with the dtype of `like`."""
+        return Told(self.tokens_ISC.to(like), None if self.label_ID is None else self.label_ID.to(like))
+
+    def cat(self, other: Told) -> Told:
+        """Both as one batch."""
+        pairs = (self.label_ID, other.label_ID)
+        labels = [label for label in pairs if label is not None]
+        return Told(torch.cat([self.tokens_ISC, other.tokens_ISC]), torch.cat(labels) if labels else None)
+
+
+class LatentDiffusion(nn.Module):
+    """Conditions and noise → images, with the networks and the sampler of a published model."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = UNet2DConditionModel.from_config(dict(config.unet))
+        self.vae = AutoencoderKL.from_config(dict(config.vae))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latent that the UNet was trained for."""
+        side = self.unet.config.sample_size
+        return self.unet.config.in_channels, side, side
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise_Ichw: Tensor,
+        told: Told,
+        untold: Told,
+        *,
+        steps: int,
+        guidance: float,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """From noise to latents. Yields (calls of the UNet done, of how many, the noisy latents) after each call.
+
+        `guidance` g extrapolates from `untold` to `told`: e = e_untold + g (e_told − e_untold); up to 1 only `told` is
+        run. `generators`, one for each image, serve samplers that add noise at every step.
+        """
+        scheduler = make_scheduler(self.config.scheduler)
+        scheduler.set_timesteps(steps, device=noise_Ichw.device)
+        known = inspect.signature(scheduler.step).parameters
+        options = {"generator": list(generators)} if "generator" in known else {}
+        x = noise_Ichw * scheduler.init_noise_sigma
+        both = untold.cat(told)
+        for number, time in enumerate(scheduler.timesteps, 1):
+            seen = scheduler.scale_model_input(x, time)
+            if guidance > 1:
+                away, towards = self.predict(torch.cat([seen, seen]), time, both).chunk(2)
+                predicted = away + guidance * (towards - away)
+            else:
+                predicted = self.predict(seen, time, told)
+            x = scheduler.step(predicted, time, x, return_dict=False, **options)[0]
+            yield number, len(scheduler.timesteps), x
+
+    def predict(self, x_Ichw: Tensor, time: Tensor, told: Told) -> Tensor:
+        """The UNet's answer; its meaning (noise, velocity) is the sampler's."""
+        return self.unet(
+            x_Ichw, time, encoder_hidden_states=told.tokens_ISC, class_labels=told.label_ID, return_dict=False
+        )[0]
+
+    @torch.no_grad()
+    def pixels(self, latents_Ichw: Tensor) -> Tensor:
+        """Latents → pixels_I3HW in −1..1."""
+        return self.vae.decode(latents_Ichw / self.vae.config.scaling_factor, return_dict=False)[0].clamp(-1, 1)
+
+
+def make_scheduler(config: Mapping[str, Any]) -> Any:
+    """The sampler that a `scheduler_config.json` describes. Raises RebusError when diffusers has none of its name."""
+    name = str(config.get("_class_name", ""))
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if kind is None:
+        raise RebusError(
+            f"The pipeline's sampler is {name or 'not named'!r}, which the installed diffusers {diffusers.__version__} "
+            "does not have. Put another `_class_name` into scheduler_config.json, such as DDIMScheduler."
+        )
+    return kind.from_config(dict(config))
+
+
+def noising_alphas(config: Mapping[str, Any]) -> Tensor:
+    """Cumulative alphas_T of a DDPM schedule given by its config, float32."""
+    return DDPMScheduler.from_config(dict(config)).alphas_cumprod
+
+
+# ------------------------------------------------------------------------------------------------ reading a folder
+
+_OLD_NAMES: tuple[Rule, ...] = tuple(
+    Move(f"{{where*}}.attentions.{{n}}.{old}.{{p}}", f"{{where*}}.attentions.{{n}}.{new}.{{p}}")
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+)
+"""The VAE's attention was renamed after Stable Diffusion 1 and 2 were published."""
+
+
+def read_diffusion(folder: Path) -> tuple[DiffusionConfig, LazyTensors]:
+    """The configs and tensors of a diffusers folder with `unet`, `vae` and `scheduler`, tensors under the names of a
+    `LatentDiffusion`. Raises RebusError when a component is not there, or does not fit its config."""
+    config = DiffusionConfig(
+        unet=component_config(folder, "unet"),
+        scheduler=component_config(folder, "scheduler", "scheduler_config.json"),
+        vae=component_config(folder, "vae"),
+    )
+    make_scheduler(config.scheduler)
+    parts = {"unet": component_tensors(folder, "unet"), "vae": component_tensors(folder, "vae")}
+    with torch.device("meta"):
+        want = LatentDiffusion(config).state_dict()
+    found = []
+    for part, tensors in parts.items():
+        keep = Move("{rest*}", f"{part}.{{rest*}}")
+        renamed = tuple(Move(r.theirs, f"{part}.{r.ours}") for r in _OLD_NAMES if isinstance(r, Move))
+        ours = {name: tensor for name, tensor in want.items() if name.startswith(f"{part}.")}
+        found.append(convert(tensors, (*renamed, keep) if part == "vae" else (keep,), ours).tensors)
+    return config, lay_over(*found)
+
+
+def component_config(folder: Path, component: str, file: str = "config.json") -> dict[str, Any]:
+    """The config of one component of a diffusers folder. Raises RebusError when it is not there or no JSON."""
+    path = folder / component / file
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RebusError(
+            f"{folder} is no whole diffusers folder: {component}/{file} cannot be read ({error}). Name the folder that "
+            "holds model_index.json, with all its components."
+        ) from None
+
+
+def component_tensors(folder: Path, component: str) -> LazyTensors:
+    """The weights of one component. Raises RebusError when there are none."""
+    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"):
+        if (folder / component / name).exists():
+            return read_tensors(folder / component / name)
+    return read_tensors(folder / component)

@@ -88,12 +88,15 @@ class Module:
     def nodes(self) -> list[ast.AST]:
         return list(ast.walk(self.tree))
 
-    @cached_property
     def imports(self) -> list[tuple[str, int, bool]]:
         """(dotted name, line, whether it happens when this module is imported), relative ones resolved."""
-        return list(self._imports())
+        return self._imports
 
-    def _imports(self) -> Iterator[tuple[str, int, bool]]:
+    @cached_property
+    def _imports(self) -> list[tuple[str, int, bool]]:
+        return list(self._find_imports())
+
+    def _find_imports(self) -> Iterator[tuple[str, int, bool]]:
         later = {
             id(inner)
             for node in self.nodes
@@ -140,7 +143,7 @@ def known_parts(module: Module) -> Iterator[str]:
 
 
 def imports_go_down(module: Module) -> Iterator[str]:
-    for imported, line, _ in module.imports:
+    for imported, line, _ in module.imports():
         parts = imported.split(".")
         if parts[0] != "rebus" or module.layer is None:
             continue
@@ -161,7 +164,7 @@ def imports_go_down(module: Module) -> Iterator[str]:
 
 def no_circles(modules: list[Module]) -> Iterator[str]:
     names = {module.name for module in modules}
-    graph = {m.name: {t for i, _, now in m.imports if now and (t := _target(i, names)) != m.name} for m in modules}
+    graph = {m.name: {t for i, _, now in m.imports() if now and (t := _target(i, names)) != m.name} for m in modules}
     done: set[str] = set()
 
     def walk(name: str, trail: tuple[str, ...]) -> Iterator[str]:
@@ -184,7 +187,7 @@ def _target(imported: str, names: set[str]) -> str | None:
 
 
 def foreign_in_one_place(module: Module) -> Iterator[str]:
-    for imported, line, _ in module.imports:
+    for imported, line, _ in module.imports():
         library = imported.split(".")[0]
         if imported.startswith("torch.utils.tensorboard"):
             library = "tensorboard"
@@ -202,7 +205,7 @@ def foreign_in_one_place(module: Module) -> Iterator[str]:
 
 def ray_in_one_file(modules: list[Module]) -> Iterator[str]:
     for library in ONE_FILE:
-        users = sorted({m.name for m in modules for imported, _, _ in m.imports if imported.split(".")[0] == library})
+        users = sorted({m.name for m in modules for imported, _, _ in m.imports() if imported.split(".")[0] == library})
         if len(users) > 1:
             yield f"{library} is imported by {', '.join(users)}. Keep it in one of them."
 
@@ -249,7 +252,7 @@ def no_environment_below_apps(module: Module) -> Iterator[str]:
     for node in module.nodes:
         if dotted(node) in ("os.environ", "os.getenv", "os.putenv"):
             yield f"{module.path}:{node.lineno}: uses {dotted(node)}. Take it as an argument; the apps read it."
-    for imported, line, _ in module.imports:
+    for imported, line, _ in module.imports():
         if imported in ("os.environ", "os.getenv"):
             yield f"{module.path}:{line}: imports {imported}. Take it as an argument; the apps read the environment."
 

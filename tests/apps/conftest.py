@@ -92,7 +92,7 @@ def system(monkeypatch) -> FakeSystem:
         return fake
 
     monkeypatch.setattr(rebus.system, "load", load)
-    monkeypatch.setattr(loading, "fetch_base", lambda name, console: None)
+    monkeypatch.setattr(loading, "fetch_base", lambda config, console: None)
     return fake
 
 

@@ -26,8 +26,8 @@ def test_see_streams_text_and_nothing_else(run, system, cat):
 
 
 def test_see_asks_of_itself(run, system, cat):
-    assert run("see", cat, "--system", "seed:7b", "--max-tokens", "9").code == 0
-    assert system.calls[0]["load"] == "seed:7b"
+    assert run("see", cat, "--system", "seed:tiny", "--max-tokens", "9").code == 0
+    assert system.calls[0]["load"] == "seed:tiny"
     assert system.calls[1]["sampling"].max_new_tokens == 9
 
 
@@ -84,6 +84,12 @@ def test_list_says_where_weights_are(run, monkeypatch):
     assert "random" in tiny
     mini = next(line for line in ran.out.splitlines() if "seed:mini" in line)
     assert "embedded" in mini or "absent" in mini
+
+
+def test_published_models_need_weights(run, cat):
+    ran = run("see", cat, "--system", "seed:v2-8b")
+    assert ran.code == 2 and "rebus convert" in ran.err and ran.err.count("\n") == 1
+    assert run("see", cat, "--system", "seed:v2-8b", "--weights", cat.parent).code == 0
 
 
 def test_weights_of_ones_own(run, system, tmp_path):

@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 
 from rebus.apps import training
 from rebus.apps.chat import Chat
+from rebus.apps.convert import convert, export
 from rebus.apps.device import choose_device
 from rebus.apps.files import codes_json, read_codes, save_codes
 from rebus.apps.guard import guarded
@@ -63,7 +64,7 @@ def list_systems() -> None:
     said = ""
     for name, config in variants():
         says = about(name)
-        table.add_row(name, where_weights(config), says if says != said else "")  # once for each paper
+        table.add_row(name, where_weights(name, config), says if says != said else "")  # once for each paper
         said = says
     out.print(table)
     out.print("\nTry one:  rebus chat seed:mini", style="dim")
@@ -269,6 +270,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "data": data,
     "train": train,
     "pack": pack,
+    "convert": convert,
+    "export": export,
     "eval": measure,
     "version": version,
 }

@@ -59,21 +59,31 @@ def load_system(
     with saying(f"loading {name}", console):
         from rebus import system  # takes seconds
 
-    fetch_base(name, console)
+    config = next((config for known, config in variants() if known == name), None)
+    if config is not None and weights is None:
+        needs_no_weights(name, config)
+    fetch_base(config, console)
     with saying(f"loading {name}", console):
         return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
 
 
-def fetch_base(name: str, console: Console) -> None:
+def needs_no_weights(name: str, config: Any) -> None:
+    """Raises RebusError for a published model, which would be built with billions of random numbers."""
+    if config.weights is None and not name.endswith(":tiny"):
+        raise RebusError(
+            f"{name} has no weights in this repository, and --weights names none. Download the published ones, turn them "
+            f"into a folder with `rebus convert`, and name that: --weights FOLDER."
+        )
+
+
+def fetch_base(config: Any, console: Console) -> None:
     """Fetches the base language model of a mini, the first time, with a bar. Anything else `load` sees to."""
     from rebus.mini.llm import BASE_LLM, base_llm
     from rebus.packages import user_cache
 
-    paper, _, variant = name.partition(":")
-    config = next((config for known, config in variants() if known == f"{paper}:{variant}"), None)
-    language = getattr(config, "language", None)
-    if getattr(language, "base", None) == BASE_LLM and not (user_cache() / BASE_LLM).exists():
-        console.print(f"{name} is built on {BASE_LLM}, which is fetched once (about 100 MB).")
+    base = getattr(getattr(config, "language", None), "base", None)
+    if base == BASE_LLM and not (user_cache() / BASE_LLM).exists():
+        console.print(f"The base language model {BASE_LLM} is fetched once (about 100 MB).")
         with Bar(console) as bar:
             base_llm(user_cache(), bar)
 
@@ -87,17 +97,18 @@ def variants() -> Iterator[tuple[str, Any]]:
             yield f"{paper}:{variant}", config
 
 
-def where_weights(config: Any) -> str:
+def where_weights(name: str, config: Any) -> str:
     """Where the weights of a variant are, in words."""
     from rebus.packages import embedded
 
-    name = getattr(config, "weights", None)
-    if name is None:
-        return "none: random, or --weights FOLDER"
+    if name.endswith(":tiny"):
+        return "random, for tests"
+    if config.weights is None:
+        return "yours: --weights FOLDER"
     try:
-        folder = embedded(name)
+        folder = embedded(config.weights)
     except RebusError:
-        return "absent: not in this installation"
+        return "absent"
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return f"embedded ({size / 1e6:.0f} MB)"
 

@@ -12,13 +12,14 @@ from rebus.evals.cider import Cider
 from rebus.evals.exam import Exam
 from rebus.evals.figures import Found, Sample, compare
 from rebus.evals.naming import names_of, nearest_trained, random_trained
-from rebus.evals.nearest import choose
+from rebus.evals.nearest import choose, plain_rows
 from rebus.evals.wordmatch import holds_any
 
 
 def caption(exam: Exam) -> Iterator[Found]:
     """`caption/…`: holds_label (whole words of the concept's label, or of the picture's own), holds_keyword (that, or one
-    of its keywords), cider (against the sentences that the data says of it)."""
+    of its keywords), cider (against the sentences that the data says of it); in a split that holds both, holds_label_known
+    and holds_label_unseen for concepts that were and were not trained."""
     pictures, config = exam.pictures, exam.config
     rows = choose(pictures, config.split, config.n, config.choice)
     documents = [Document((user(Image(pictures.image(row, 64)), config.question),)) for row in rows]
@@ -41,6 +42,19 @@ def caption(exam: Exam) -> Iterator[Found]:
             ceiling=nearest,
             note=note,
         )
+    trained = {pictures.concept[row] for row in plain_rows(pictures, "train")}
+    for what, inside in (("known", True), ("unseen", False)):
+        some = [i for i, row in enumerate(rows) if (pictures.concept[row] in trained) == inside]
+        if 0 < len(some) < len(rows):
+            yield compare(
+                f"caption/holds_label_{what}",
+                lambda answer, wanted: float(holds_any(answer, wanted)),
+                [[run[i] for i in some] for run in runs],
+                [names[i] for i in some],
+                chance=[random[i] for i in some],
+                ceiling=[nearest[i] for i in some],
+                note="things that training has " + ("seen in other styles" if inside else "never seen"),
+            )
     rng = Random("captions")
     references = [references_of(named(pictures, row), style_name(pictures, row)) for row in rows]
     cider = Cider(references)

@@ -103,6 +103,22 @@ def wrong_targets(count: int, groups: Sequence[Hashable] | None = None) -> list[
     return pairings
 
 
+def against_wrong(
+    score: Callable[[O, T], float],
+    runs: Sequence[Sequence[O]],
+    targets: Sequence[T],
+    groups: Sequence[Hashable] | None = None,
+) -> float | None:
+    """The mean score of outputs against the targets of other items; None where no item has another one."""
+    scores = [
+        score(output, targets[other])
+        for outputs in runs
+        for pairing in wrong_targets(len(targets), groups)
+        for output, other in zip(outputs, pairing, strict=True)
+    ]
+    return mean(scores) if scores else None
+
+
 def compare(
     name: str,
     score: Callable[[O, T], float],
@@ -127,19 +143,12 @@ def compare(
     def given(outputs: Sequence[O] | float | None) -> float | None:
         return outputs if outputs is None or isinstance(outputs, int | float) else average(outputs)
 
-    pairings = wrong_targets(len(targets), groups)
-    shuffled = [
-        score(output, targets[other])
-        for outputs in runs
-        for pairing in pairings
-        for output, other in zip(outputs, pairing, strict=True)
-    ]
     return Figure(
         name,
         tuple(average(outputs) for outputs in runs),
         n=len(targets),
         chance=given(chance),
-        shuffled=mean(shuffled) if shuffled else None,
+        shuffled=against_wrong(score, runs, targets, groups),
         ceiling=given(ceiling),
         better=better,
         note=note,

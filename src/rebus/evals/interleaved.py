@@ -10,7 +10,6 @@ from random import Random
 import torch
 
 from rebus.data.phrases import ASK_BOTH
-from rebus.data.scenes import NUMBERS
 from rebus.data.selection import Selection
 from rebus.data.wording import GROUPS, named
 from rebus.document import Document, Image, Message, user
@@ -96,7 +95,7 @@ def interleaved(exam: Exam) -> Iterator[Found]:
 
 
 def requests(exam: Exam) -> list[Asked]:
-    """Half name two things, half a group and how many of it."""
+    """Half name two things, half a group, of which they want three."""
     pictures, config = exam.pictures, exam.config
     selection = Selection(pictures, config.split)
     rng = Random(f"interleaved {config.split} {config.choice}")
@@ -107,8 +106,8 @@ def requests(exam: Exam) -> list[Asked]:
             text = rng.choice(ASK_BOTH).format(a=selection.name(row), b=selection.name(other))
             asked.append(Asked(text, 2, (row, other)))
         else:
-            group, count = GROUPS[rng.choice(selection.groups)], rng.randint(2, 3)
-            asked.append(Asked(f"Give me {NUMBERS[count]} examples from {group}, each with a picture.", count, ()))
+            group = GROUPS[rng.choice(selection.groups)]
+            asked.append(Asked(f"Give me three examples from {group}, each with a picture.", 3, ()))
     return asked
 
 

@@ -18,7 +18,7 @@ from rebus.errors import RebusError
 from rebus.evals.detect import background, colour_name, regions
 from rebus.evals.draw import picture
 from rebus.evals.exam import Exam
-from rebus.evals.figures import Found, Sample, compare
+from rebus.evals.figures import Found, Sample, against_wrong, compare
 from rebus.evals.nearest import Gallery, RealPictures, gallery
 
 Kind = Literal["count", "position", "colour"]
@@ -81,17 +81,17 @@ def scenes(exam: Exam) -> Iterator[Found]:
     runs = [look_at(exam, run, small) for run in drawn]
     real = [render(pictures, w.scene).resize((64, 64), PIL.Image.Resampling.BOX) for w in wanted]
     ceiling = look_at(exam, real, small)
-    note = f"{small.names} names of things; chance: the real scene of another request; ceiling: its own real scene"
+    note = f"{small.names} names of things; chance: the real scenes of other requests; ceiling: its own real scene"
     for what, kind, score in MEASURES:
         which = [i for i, w in enumerate(wanted) if w.kind == kind]
-        others = which[1:] + which[:1]
+        asked, right = [wanted[i] for i in which], [ceiling[i] for i in which]
         yield compare(
             f"scenes/{what}",
             score,
             [[run[i] for i in which] for run in runs],
-            [wanted[i] for i in which],
-            chance=[ceiling[i] for i in others],
-            ceiling=[ceiling[i] for i in which],
+            asked,
+            chance=against_wrong(score, [right], asked),
+            ceiling=right,
             note=note,
         )
     names = dict(zip(pictures.concept, pictures.concept_label, strict=True))

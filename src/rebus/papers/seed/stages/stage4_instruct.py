@@ -59,7 +59,7 @@ CONFIGS = {
         pack=320,
         lr=6e-4,
         row_lr=1e-3,
-        optim=Optim(steps=85, warmup=0.05, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=60, warmup=0.05, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 

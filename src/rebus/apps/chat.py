@@ -129,8 +129,6 @@ class Chat:
         asked = self.document.add(message)
         stream = self.system.stream(asked, modality=modality, sampling=self.sampling, generator=self.generator)
         parts = show(stream, self.console, keep_in(self.folder))
-        if not parts:
-            self.console.print("an empty reply", style="dim")
         self.document, self.waiting = asked.add(Message("assistant", parts)), []
 
     def undo(self) -> None:

@@ -110,8 +110,7 @@ def see(
     model = load_system(system, err, weights=weights, device=device, parts=("tokenizer", "lm"))
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
     generator = torch.Generator().manual_seed(seed)
-    if not show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path())):
-        err.print("an empty reply", style="dim")
+    show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path()))
 
 
 def draw(

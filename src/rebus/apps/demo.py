@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -19,9 +20,9 @@ from rebus.apps.files import write_whole
 from rebus.apps.guard import guarded
 from rebus.apps.loading import load_system
 from rebus.apps.page import render
-from rebus.apps.terminal import keep_in, picture, show
+from rebus.apps.terminal import picture, show
 from rebus.document import Document, Image, Message, user
-from rebus.images import open_image
+from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
 
 
@@ -56,6 +57,7 @@ def converse(
 ) -> list[Document]:
     """Plays the script with a System, showing it as it goes; returns the conversations."""
     conversations: list[Document] = []
+    numbers = itertools.count(1)
     for turn in script:
         if turn.anew or not conversations:
             conversations.append(Document(()))
@@ -71,7 +73,7 @@ def converse(
         asked = conversations[-1].add(message)
         generator = torch.Generator().manual_seed(turn.seed)
         stream = system.stream(asked, modality=turn.answer, sampling=sampling, generator=generator)
-        parts = show(stream, console, keep_in(pictures))
+        parts = show(stream, console, lambda image: save_image(image, pictures / f"drawing-{next(numbers)}.png"))
         conversations[-1] = asked.add(Message("assistant", parts))
         console.print()
     return conversations
@@ -92,7 +94,7 @@ def demo(
     began = time.perf_counter()
     model = load_system(system, err, device=device)
     loaded = time.perf_counter()
-    conversations = converse(model, SCRIPT, examples, output / "pictures", console, Sampling())
+    conversations = converse(model, SCRIPT, examples, output / "pictures", console, Sampling(max_new_tokens=256))
     talked = time.perf_counter() - loaded
     about = (
         f"{system} on {device_name(device)}: {len(SCRIPT)} replies in {talked:.0f} s, exactly as the model gave them."
@@ -121,7 +123,8 @@ def device_name(device: str) -> str:
     from rebus.apps.device import choose_device
 
     chosen = choose_device(device)
-    return f"{torch.get_num_threads()} CPU threads" if chosen.type == "cpu" else str(chosen)
+    threads = torch.get_num_threads()
+    return str(chosen) if chosen.type != "cpu" else f"{threads} CPU threads" if threads > 1 else "one CPU thread"
 
 
 if __name__ == "__main__":

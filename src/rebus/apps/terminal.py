@@ -93,6 +93,8 @@ def show(stream: Iterable[str | Image | Box | Progress], console: Console, keep:
         shown.end_line()
         if close := getattr(stream, "close", None):
             close()
+    if console.is_terminal and not any(not isinstance(part, str) or part.strip() for part in parts):
+        console.print("an empty reply", style="dim")
     return tuple(parts)
 
 

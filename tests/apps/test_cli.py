@@ -97,6 +97,20 @@ def test_weights_of_ones_own(run, system, tmp_path):
     assert system.calls[0]["weights"] == tmp_path and str(system.calls[0]["device"]) == "cpu"
 
 
+def test_data_is_built_where_it_is_told(run, monkeypatch, tmp_path):
+    from rebus.data import emoji_build
+
+    def build(folder, cache, progress, *, workers):
+        progress("rendering", 1, 2)
+        progress("rendering", 2, 2)
+        assert (folder, workers) == (tmp_path, 3)
+        return {"train": {"pictures": 1234, "pairs": 5, "concepts": 7, "families": {"noto": 1200, "fluent": 34}}}
+
+    monkeypatch.setattr(emoji_build, "build", build)
+    ran = run("data", "emoji", "-o", tmp_path, "--workers", 3)
+    assert ran.code == 0 and "noto" in ran.out and "1,234" in ran.out and str(tmp_path) in ran.out
+
+
 def test_version_names_what_matters(run):
     ran = run("version")
     assert ran.code == 0 and all(name in ran.out for name in ("rebus-lm", "torch", "python", "device", "cache"))

@@ -222,9 +222,11 @@ def data(
 
     with Bar(err) as bar:
         counts = build(output, user_cache(), bar, workers=workers)
-    table = Table("split", *next(iter(counts.values()), {}), box=None, header_style="bold")
+    families = list(dict.fromkeys(family for row in counts.values() for family in row["families"]))
+    table = Table("split", "pictures", "concepts", *families, box=None, header_style="bold")
     for split, row in counts.items():
-        table.add_row(split, *(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+        numbers = [row["pictures"], row["concepts"], *(row["families"].get(family, 0) for family in families)]
+        table.add_row(split, *(f"{number:,}" for number in numbers))
     out.print(table)
     out.print(f"{name} is in {output}", soft_wrap=True)
 

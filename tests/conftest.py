@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.oracle import best, worst  # noqa: F401  (fixtures)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -102,7 +102,7 @@ def test_the_denoiser_starts_at_zero_and_learns_from_the_flow_loss() -> None:
 
 def test_the_codec_standardises_what_it_was_measured_on() -> None:
     torch.manual_seed(0)
-    codec = LatentCodec(VaeConfig(channels=(32,))).eval()
+    codec = LatentCodec(VaeConfig(unshuffle=4, channels=(32,))).eval()
     pixels = torch.rand(8, 3, 32, 32) * 2 - 1
     codec.measure(pixels)
     with torch.no_grad():

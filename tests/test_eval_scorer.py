@@ -111,7 +111,7 @@ def test_scorer_gives_unit_vectors_and_the_same_for_the_same_picture():
     torch.testing.assert_close(x_IC.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(x_IC[0], x_IC[2])
     assert not torch.equal(x_IC[0], x_IC[1])
-    assert len(scorer([])) == 0
+    assert scorer([]).shape == (0, scorer.width) == (0, x_IC.shape[1])
 
 
 # ------------------------------------------------------------------------------------------------ nothing learns from it

@@ -5,165 +5,33 @@ The systems are oracles over the small set of pictures; no weights are involved,
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
-from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 
-import numpy as np
 import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import tiny
+from tests.oracle import (
+    CONFIG,
+    PICTURES,
+    Detokenizer,
+    Oracle,
+    Tokenizer,
+    deaf,
+    exam_of,
+    figures,
+    key,
+    look,
+)
 
-from rebus.data.pictures import load_pictures
-from rebus.data.scenes import render
-from rebus.data.wording import named, style_name
-from rebus.document import Image, Message, assistant
+from rebus.data.wording import named
+from rebus.document import Image
 from rebus.errors import RebusError
-from rebus.evals import interleaved as books
-from rebus.evals import scenes as scene_task
-from rebus.evals.exam import EvalConfig, Exam, generator
-from rebus.evals.figures import Figure, Sample
+from rebus.evals.exam import Exam, generator
 from rebus.evals.nearest import choose, plain_rows
-from rebus.evals.report import as_markdown, number, write_report
-from rebus.evals.run import TASKS, evaluate, values, weights_hash
-from rebus.evals.text_kept import base_system, text_kept
-from rebus.evals.vqa import scene_questions, single_questions
-from rebus.images import prepare
-from rebus.nn.text_model import TextModel
-from rebus.sampling import Sampling
-from rebus.visual import Codes, Progress
-
-PICTURES = load_pictures(Path(__file__).parent / "data" / "pictures")
-CONFIG = EvalConfig(split="train", n=20, names=18, seeds=(0, 1), batch=7, samples=4)
-
-
-def look(pictures):
-    """Colours on a grid of 8 x 8: good enough to tell the pictures of the small set apart."""
-    if not pictures:
-        return torch.zeros(0, 192)
-    return F.normalize(prepare(pictures, 8, mean=(0.5,) * 3).flatten(1) + 1e-6, dim=-1)
-
-
-def key(picture):
-    return np.asarray(picture.convert("RGB")).tobytes()
-
-
-class Grammar:
-    """Lays out whatever has codes."""
-
-    special = SimpleNamespace(bos=None)
-
-    def serialize(self, document, **_):
-        for image in document.images:
-            if image.understood is None and image.generated is None:
-                raise RebusError("no codes")
-        return [0] * 8
-
-
-class Tokenizer:
-    """The code of a picture is its number; the picture of a code is remembered."""
-
-    config = SimpleNamespace(codebook_size=1000)
-
-    def __init__(self):
-        self.seen: list = []
-
-    def encode(self, images, purposes, *, generators=None):
-        done = []
-        for image in images:
-            if image.generated is None:
-                self.seen.append(image.pixels)
-                codes = Codes(torch.tensor([len(self.seen) - 1]), "oracle")
-                image = image.with_tokens(understood=codes, generated=codes)
-            done.append(image)
-        return done
-
-
-class Detokenizer:
-    def __init__(self, tokenizer, damage=lambda picture, generator: picture):
-        self.tokenizer, self.damage = tokenizer, damage
-
-    def decode(self, tokens, *, sources, negatives, generators, sampling):
-        yield Progress(1, 1)
-        for token, dice in zip(tokens, generators, strict=True):
-            yield self.damage(self.tokenizer.seen[int(token.ids_N[0])], dice)
-
-
-class Oracle:
-    """A system that answers from a table: (text, picture) → parts of the reply."""
-
-    name = "oracle"
-
-    def __init__(self, table, otherwise=lambda document, dice: ("",)):
-        self.table, self.otherwise = table, otherwise
-        self.grammar, self.lm = Grammar(), None
-        self.tokenizer = Tokenizer()
-        self.detokenizer = Detokenizer(self.tokenizer)
-        self.asked: list = []
-
-    def generate(self, documents, *, modality, sampling, generators):
-        assert isinstance(sampling, Sampling) and len(documents) == len(generators) <= CONFIG.batch
-        said = []
-        for document, dice in zip(documents, generators, strict=True):
-            text, pictures = document.messages[-1].text, tuple(key(i.pixels) for i in document.images)
-            self.asked.append((text, modality))
-            said.append(assistant(*(self.table.get((text, pictures)) or self.otherwise(document, dice))))
-        return said
-
-
-def drawn(picture):
-    return Image(picture, generated=Codes(torch.tensor([0]), "oracle"))
-
-
-def perfect(exam) -> Oracle:
-    """Knows every answer that the tasks may ask for."""
-    config, table = exam.config, {}
-    for row in plain_rows(PICTURES, "train"):
-        image = PICTURES.image(row)
-        table[config.question, (key(image),)] = (f"This is {named(PICTURES, row)}.",)
-        asked = f"Draw {named(PICTURES, row)} in {style_name(PICTURES, row)} style."
-        table[asked, ()] = (drawn(image),)
-    for question in single_questions(exam, config.n) + scene_questions(exam, config.n):
-        table[question.text, (key(question.picture),)] = (question.answer,)
-    for wanted in scene_task.requests(PICTURES, config.split, config.n, config.choice):
-        table[wanted.text, ()] = (drawn(render(PICTURES, wanted.scene).reduce(2)),)
-    for asked in books.requests(exam):
-        rows = asked.rows or tuple(choose(PICTURES, "train", asked.count, 0))
-        parts = [part for row in rows for part in (f"Here is {named(PICTURES, row)}: ", drawn(PICTURES.image(row)))]
-        table[asked.text, ()] = tuple(parts)
-    return Oracle(table)
-
-
-def deaf(document, dice):
-    """Answers, and draws, something that has nothing to do with what was asked."""
-    rows = plain_rows(PICTURES, "train")
-    row = rows[int(torch.randint(len(rows), (1,), generator=dice))]
-    return f"This is {named(PICTURES, row)}.", drawn(PICTURES.image(row))
-
-
-def exam_of(system, **changes) -> Exam:
-    return Exam(system, PICTURES, look, replace(CONFIG, **changes))
-
-
-@pytest.fixture(scope="module")
-def best() -> Exam:
-    exam = exam_of(None)
-    return replace(exam, system=perfect(exam))
-
-
-@pytest.fixture(scope="module")
-def worst() -> Exam:
-    return exam_of(Oracle({}, deaf), seeds=(0, 1, 2, 3))
-
-
-def figures(task, exam):
-    return {f.name: f for f in TASKS[task](exam) if isinstance(f, Figure)}
-
+from rebus.evals.run import TASKS
 
 # ------------------------------------------------------------------------------------------------ perfect and deaf
 
@@ -331,123 +199,3 @@ def test_easy_vqa_keeps_its_test_part_for_published_splits(best, tmp_path):
         assert found["vqa/easy"].value == 1
         assert expected <= {text for text, _ in system.asked}
         assert not [text for text, _ in system.asked if text.startswith(("train", "test")) and text not in expected]
-
-
-# ------------------------------------------------------------------------------------------------ text that is kept
-
-
-def base_of(system):
-    """The language model that the tiny system was made from."""
-    return TextModel(copy.deepcopy(system.lm.llm.base))
-
-
-def test_text_kept_compares_a_model_with_what_it_was_made_from():
-    system = tiny.fresh("seed")
-    base = base_of(system)
-    exam = Exam(system, PICTURES, look, replace(CONFIG, n=3), sentences=lambda: sentences, base=lambda: base)
-    found = {f.name: f for f in text_kept(exam) if isinstance(f, Figure)}
-    assert found["text_kept/similarity"].value == pytest.approx(1)
-    # the same but for what its new words take of the probability
-    assert found["text_kept/perplexity"].value == pytest.approx(found["text_kept/perplexity"].ceiling, rel=0.5)
-    with torch.no_grad():
-        system.lm.llm.base.model.norm.weight.mul_(0)
-    spoiled = {f.name: f for f in text_kept(exam) if isinstance(f, Figure)}
-    assert spoiled["text_kept/similarity"].value < 0.9
-    assert spoiled["text_kept/perplexity"].value == pytest.approx(system.grammar.vocabulary, rel=1e-3)
-    assert spoiled["text_kept/perplexity"].ceiling == pytest.approx(found["text_kept/perplexity"].ceiling)
-    assert len([s for s in text_kept(exam) if isinstance(s, Sample)]) == 3
-
-
-def test_another_base_is_refused():
-    system = tiny.system("seed")
-    with pytest.raises(RebusError, match="made from another"):
-        base_system(system, tiny.text_model("llama"))
-    assert not list(text_kept(exam_of(system)))
-
-
-def sentences(texts):
-    return F.normalize(torch.tensor([[float(t.count(chr(c))) + 0.01 for c in range(32, 127)] for t in texts]), dim=-1)
-
-
-# ------------------------------------------------------------------------------------------------ the whole run
-
-
-def test_report_is_written_whole(best, tmp_path):
-    results = evaluate(best, ["caption", "draw", "retrieval"], {"command": "rebus eval oracle"})
-    assert list(results.left_out) == ["retrieval"]
-    folder = write_report(results, tmp_path / "deep" / "report")
-    assert sorted(p.name for p in folder.iterdir()) == ["caption.png", "draw.png", "report.json", "report.md"]
-    found = json.loads((folder / "report.json").read_text())
-    assert found["recipe"]["seeds"] == [0, 1] and found["recipe"]["system"] == "oracle"
-    assert {f["name"] for f in found["figures"]} >= {"caption/holds_label", "draw/r_at_1"}
-    assert len([s for s in found["samples"] if s["task"] == "draw"]) == CONFIG.samples
-    text = (folder / "report.md").read_text()
-    assert "| caption/holds_label | 1.000 |" in text and "retrieval" in text and "![draw](draw.png)" in text
-    write_report(results, folder)  # a report may be replaced
-    assert sorted(p.name for p in folder.parent.iterdir()) == ["report"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RebusError, match="no report"):
-        write_report(results, tmp_path / "mine")
-
-
-def test_nothing_is_left_of_a_report_that_fails(best, tmp_path, monkeypatch):
-    results = evaluate(best, ["caption"])
-    folder = write_report(results, tmp_path / "report")
-    monkeypatch.setattr("rebus.evals.report.as_markdown", lambda results: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_report(replace(results, figures=[]), folder)
-    assert [p.name for p in tmp_path.iterdir()] == ["report"]
-    assert json.loads((folder / "report.json").read_text())["figures"]
-
-
-def test_a_task_that_cannot_be_given_is_left_out_with_its_reason():
-    system = Oracle({})
-    system.detokenizer = None
-    results = evaluate(exam_of(system), ["reconstruct"])
-    assert "no detokenizer" in results.left_out["reconstruct"] and not results.figures
-    with pytest.raises(RebusError, match="no task 'sing'"):
-        evaluate(exam_of(system), ["sing"])
-
-
-def test_values_are_what_a_training_run_logs(best):
-    logged = dict(values(TASKS["caption"], best))
-    assert logged["caption/holds_label"] == 1 and set(logged) == {
-        "caption/holds_label",
-        "caption/holds_keyword",
-        "caption/cider",
-    }
-
-
-def test_weights_hash_depends_on_every_number():
-    one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    other.load_state_dict(one.state_dict())
-    assert weights_hash(one) == weights_hash(other)
-    with torch.no_grad():
-        other.weight[1, 2] += 1e-6
-    assert weights_hash(one) != weights_hash(other)
-
-
-def test_markdown_says_what_is_not_known():
-    assert number(None) == number(float("nan")) == "–"
-    assert [number(v) for v in (0.12345, 12.345, 12345.6)] == ["0.123", "12.3", "12,346"]
-    results = evaluate(exam_of(Oracle({})), ["codebook"])
-    assert "one run" in as_markdown(results)
-
-
-def test_a_tiny_system_takes_the_whole_exam(tmp_path):
-    exam = Exam(
-        tiny.system("seed"), PICTURES, look, replace(CONFIG, n=2, seeds=(0,), max_new_tokens=8, steps=1, codebook_n=4)
-    )
-    results = evaluate(exam)
-    assert set(results.left_out) <= {"retrieval", "text_kept"}, results.left_out
-    assert {f.name.partition("/")[0] for f in results.figures} >= {"reconstruct", "draw", "scenes", "interleaved"}
-    assert next(f for f in results.figures if f.name == "interleaved/valid").value == 1
-    write_report(results, tmp_path / "report")
-    assert isinstance(results.recipe["weights"]["lm"]["sha256"], str)
-
-
-def test_messages_without_pictures_are_blank():
-    from rebus.evals.draw import BLANK, picture
-
-    assert picture(Message("assistant", ("no",))) is BLANK

@@ -18,7 +18,7 @@ from rebus.errors import RebusError
 from rebus.generate import Decoder
 from rebus.grammar import Allow, Force
 from rebus.lm import log_likelihoods
-from rebus.nn.text_model import own_names
+from rebus.nn.text_model import add_lora, own_names
 from rebus.sampling import Sampling
 from rebus.sequence import collate
 from rebus.system import encode, load
@@ -153,6 +153,8 @@ def test_law_4_what_should_train_does_and_only_that(paper, patterns):
     from rebus.train.optimiser import select
 
     system = tiny.fresh(paper)
+    add_lora(system.lm.llm, rank=2)  # a loaded system has none: they are folded into its weights
+    tiny.liven(system.lm)
     wanted = select(system.lm, [Trainable(pattern, 1e-3) for pattern in patterns])
     batch = collate(sequences(system), pack=512)
     system.lm(batch).total.backward()

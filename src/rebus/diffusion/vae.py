@@ -17,9 +17,9 @@ from torch import Tensor, nn
 class VaeConfig:
     """The shape of an `AutoencoderKL`. The defaults are those of the mini family: 64 px to 16×16×4."""
 
-    unshuffle: int = 4
+    unshuffle: int = 2
     """Pixels of one side folded into channels before the first convolution (1 leaves the image as it is)."""
-    channels: tuple[int, ...] = (96,)
+    channels: tuple[int, ...] = (64, 128)
     """Width of each resolution; every one after the first halves the side."""
     layers: int = 1
     """Residual blocks of each resolution."""

@@ -49,7 +49,13 @@ class Scorer:
             read = [maps[end] for end in self.network.ends[-STAGES:]] + [maps[-1]]
             x_IC = torch.cat([F.normalize(x_ICHW.mean((2, 3)), dim=-1) for x_ICHW in read], dim=-1)
             found.append(F.normalize(x_IC, dim=-1).cpu())
-        return torch.cat(found) if found else torch.zeros(0, 1)
+        return torch.cat(found) if found else torch.zeros(0, self.width)
+
+    @property
+    def width(self) -> int:
+        """Width C of the vectors."""
+        ends = self.network.ends[-STAGES:]
+        return sum(self.network.widths[end] for end in ends) + self.network.classifier.in_features
 
 
 def load_scorer(cache: Path, device: torch.device | str = "cpu", progress: Progress | None = None) -> Scorer:

@@ -43,7 +43,7 @@ class Config:
 
 CONFIGS = {
     "mini": Config(),
-    "tiny": Config(vae=VaeConfig(channels=(32, 32)), batch=4, steps=2),
+    "tiny": Config(vae=VaeConfig(unshuffle=4, channels=(32, 32)), batch=4, steps=2),
 }
 
 

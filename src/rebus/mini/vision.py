@@ -83,7 +83,7 @@ class Config:
     """Weight of the picture rebuilt from the image embedding."""
     batch: int = 64
     """Pictures of one step."""
-    steps: int = 1000
+    steps: int = 1800
     """Optimiser steps."""
     lr: float = 8e-4
     """Peak learning rate, cosine."""

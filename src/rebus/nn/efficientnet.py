@@ -99,12 +99,15 @@ class EfficientNet(nn.Module):
         blocks, before = [], 32
         self.ends: list[int] = []
         """Number of the last block of each stage."""
+        self.widths: list[int] = []
+        """Channels of what each block gives."""
         for number, (kernel, stride, expansion, channels, repeats) in enumerate(_STAGES):
             after = _rounded(channels * config.width)
             if 0 < number < len(_STAGES) - 1:
                 repeats = math.ceil(repeats * config.depth)
             for again in range(repeats):
                 blocks.append(Inverted(before, after, kernel, 1 if again else stride, expansion))
+                self.widths.append(after)
                 before = after
             self.ends.append(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)

@@ -140,11 +140,11 @@ def tokenizer_layers(saved: SavedSystem, shared: SavedSystem | None) -> list[Map
 
 
 def load_language(llm: TextModel, saved: SavedSystem) -> None:
-    """Adapters and rows of new words. Raises RebusError unless exactly these are there."""
+    """Adapters and rows of new words, and what of the base model was trained in full. Raises RebusError when one of the
+    former is missing, or something is no part of the model."""
     own = saved.tensors("lm")
-    wanted = set(own_names(llm))
-    if set(own) != wanted:
-        missing, surplus = sorted(wanted - set(own)), sorted(set(own) - wanted)
+    missing, surplus = sorted(set(own_names(llm)) - set(own)), sorted(set(own) - set(llm.state_dict()))
+    if missing or surplus:
         raise RebusError(
             f"The language model's weights in {saved.folder} do not fit {saved.name}: {len(missing)} tensors are missing "
             f"({', '.join(missing[:2])}), {len(surplus)} are not known ({', '.join(surplus[:2])}). "

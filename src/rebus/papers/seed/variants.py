@@ -100,7 +100,7 @@ TINY = SeedConfig(
         lora_dropout=0.0,
     ),
     detokenizer=SeedDetokenizerConfig(
-        vae=VaeConfig(channels=(32,), latent_channels=4),
+        vae=VaeConfig(unshuffle=4, channels=(32,)),
         denoiser=TransformerConfig(side=8, heads=2, head_width=16, depth=1, token_width=16, vector_width=64),
         draft=DraftConfig(vector_width=32, start=4, widths=(16, 16)),
         steps=2,

@@ -69,7 +69,7 @@ CONFIGS = {
         detail_weight=4.0,
         batch=96,
         lr=2e-3,
-        optim=Optim(steps=450, warmup=40, min_lr_ratio=0.05, weight_decay=0.05),
+        optim=Optim(steps=1200, warmup=60, min_lr_ratio=0.02, weight_decay=0.05),
     ),
 }
 

@@ -64,6 +64,9 @@ class Config:
     """Peak learning rate of the adapters."""
     row_lr: float = 1.5e-4
     """Peak learning rate of the rows of new words."""
+    in_full: tuple[str, ...] = ("lm.llm.base.*norm*", "lm.llm.base.*embed_tokens*", "lm.llm.base.lm_head*")
+    """Patterns of the base model's own parameters that are trained beside the adapters, at their rate: norms, word table
+    and head. (The mini leaves them as they are.)"""
     optim: Optim = field(
         default_factory=lambda: Optim(
             steps=30_000,
@@ -92,6 +95,7 @@ CONFIGS = {
         pack=256,
         lr=1e-3,
         row_lr=2e-3,
+        in_full=(),
         optim=Optim(steps=140, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
@@ -187,7 +191,11 @@ def stage(config: Config, work: Path) -> Stage:
         name="seed.stage3_pretrain",
         module=module,
         step=lambda module, documents: module(documents),
-        trainable=[Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)],
+        trainable=[
+            Trainable("lm.llm.rows.*", config.row_lr),
+            Trainable("lm.llm.*lora_*", config.lr),
+            *(Trainable(pattern, config.lr) for pattern in config.in_full),
+        ],
         data=Loader(documents, config.batch),
         evals=[evaluate],
         optim=config.optim,

@@ -12,6 +12,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
+from rebus.nn.attention import short_attention
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -107,10 +109,11 @@ class Denoiser(nn.Module):
 
     def forward(self, x_Ichw: Tensor, time_I: Tensor, condition: Condition) -> Tensor:
         """What the network predicts; its meaning (noise, velocity) is the scheduler's."""
-        return self.net(
-            hidden_states=torch.cat([x_Ichw, condition.extra_Iehw.to(x_Ichw.dtype)], dim=1),
-            encoder_hidden_states=condition.tokens_ISC.to(x_Ichw.dtype),
-            pooled_projections=condition.vector_ID.to(x_Ichw.dtype),
-            timestep=time_I,
-            return_dict=False,
-        )[0]
+        with short_attention(x_Ichw):
+            return self.net(
+                hidden_states=torch.cat([x_Ichw, condition.extra_Iehw.to(x_Ichw.dtype)], dim=1),
+                encoder_hidden_states=condition.tokens_ISC.to(x_Ichw.dtype),
+                pooled_projections=condition.vector_ID.to(x_Ichw.dtype),
+                timestep=time_I,
+                return_dict=False,
+            )[0]

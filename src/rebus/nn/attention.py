@@ -5,12 +5,15 @@ Dimension key: B batch · L queries · S keys · C width · H heads · E head wi
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 AttentionBias = Literal["qkv", "qv"]
 """`qkv`: all three projections have a bias. `qv`: the key has none (EVA-CLIP); softmax cannot see a key bias anyway."""
@@ -33,6 +36,21 @@ def attend(
     else:
         x_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHSE, v_BHSE, attn_mask=mask, dropout_p=dropout)
     return rearrange(x_BHLE, "b h l e -> b l (h e)")
+
+
+@contextlib.contextmanager
+def short_attention(x: Tensor) -> Iterator[None]:
+    """For networks that call torch's attention themselves, on short sequences: plain products where those are faster
+    for what autocast makes of `x` (see `plain_products_are_faster`)."""
+    if (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    ):
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
 
 
 def plain_products_are_faster(q_BHLE: Tensor, k_BHSE: Tensor, mask: Tensor | None, dropout: float) -> bool:

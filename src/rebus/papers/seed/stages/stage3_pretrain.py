@@ -91,12 +91,12 @@ CONFIGS = {
         row_start="captions",
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
-        batch=24,
+        batch=16,
         pack=256,
         lr=1e-3,
         row_lr=2e-3,
         in_full=(),
-        optim=Optim(steps=140, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=760, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 

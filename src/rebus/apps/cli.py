@@ -27,7 +27,7 @@ from rebus.apps.device import choose_device
 from rebus.apps.files import codes_json, read_codes, save_codes
 from rebus.apps.guard import guarded
 from rebus.apps.loading import Bar, about, load_system, variants, where_weights
-from rebus.apps.packing import pack
+from rebus.apps.packing import pack, unpack
 from rebus.apps.terminal import keep_in, show
 from rebus.data.wording import STYLES
 from rebus.document import Document, Image, user
@@ -271,6 +271,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "data": data,
     "train": train,
     "pack": pack,
+    "unpack": unpack,
     "convert": convert,
     "export": export,
     "eval": measure,

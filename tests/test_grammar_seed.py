@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,11 +29,9 @@ def grammar(config: SeedGrammarConfig | None = None, text: ByteTokenizer = TEXT)
 
 def shown(grammar: SeedGrammar, ids: list[int]) -> str:
     """Words as the golden file writes them."""
-    names = {i: name for name, i in grammar.text.specials.items()}
+    first, names = grammar.config.first_code, {i: name for name, i in grammar.text.specials.items()}
     names |= {grammar.special.begin_image: "<img>", grammar.special.end_image: "</img>"}
-    first = grammar.config.first_code
-    codes = {first + code: f"<img_{code:05d}>" for code in range(grammar.config.codes)}
-    return "".join({**codes, **names}.get(i) or chr(i) for i in ids)
+    return "".join(names.get(i) or (f"<img_{i - first:05d}>" if i >= first else chr(i)) for i in ids)
 
 
 def written(grammar: SeedGrammar, document: Document, **options) -> tuple[str, str]:
@@ -46,48 +41,7 @@ def written(grammar: SeedGrammar, document: Document, **options) -> tuple[str, s
     return shown(grammar, sequence.ids), shown(grammar, learned)
 
 
-# ------------------------------------------------------------------------------------------------ official strings
-
-
-def parts(text: str) -> list:
-    """A golden string's text and images."""
-    found = []
-    for piece in re.split(r"(<img>(?:<img_\d{5}>)*</img>)", text):
-        if piece.startswith("<img>"):
-            codes = torch.tensor([int(code) for code in re.findall(r"<img_(\d{5})>", piece)])
-            found.append(Image(understood=Codes(codes, "seed")))
-        elif piece:
-            found.append(piece)
-    return found
-
-
-def golden_samples(config: pytest.Config) -> list[dict]:
-    folders = config.getoption("goldens") or [Path(__file__).parent / "goldens"]
-    files = [Path(folder) / "seed_prompts.json" for folder in folders]
-    found = [file for file in files if file.exists()]
-    if not found:
-        pytest.skip("needs seed_prompts.json of the golden files: --goldens DIR")
-    return json.loads(found[0].read_text())
-
-
-def test_official_strings(pytestconfig):
-    samples = golden_samples(pytestconfig)
-    one = grammar()
-    for sample in samples:
-        text, supervised = sample["text"], sample["supervised"]
-        inner = text.removeprefix("<s>").removesuffix("</s>")
-        if sample["kind"].startswith("pretrain"):
-            # what is not supervised is the other's; what is all supervised could be anybody's
-            after = supervised.removesuffix("</s>") if supervised != text else inner
-            before = inner.removesuffix(after)
-            document = Document((user(*parts(before)), assistant(*parts(after))))
-            options = {"template": "plain", "loss": "paper" if supervised == text else "reply"}
-        else:
-            turns = [turn.split("\nASSISTANT:") for turn in inner.removeprefix("USER: ").split("\nUSER: ")]
-            messages = [m for q, a in turns for m in (user(*parts(q)), assistant(*parts(a)))]
-            document, options = Document(tuple(messages)), {"template": "chat", "loss": "paper"}
-        assert written(one, document, **options) == (text, supervised), sample["kind"]
-        assert len(one.serialize(document, **options)) == sample["n_tokens_units"]
+# ------------------------------------------------------------------------------------------------ templates
 
 
 CODES = "".join(f"<img_{code:05d}>" for code in range(32))

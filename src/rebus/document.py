@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import PIL.Image
+import torch
 
 from rebus.errors import RebusError
-from rebus.visual import VisualTokens
+from rebus.visual import Codes, VisualTokens
 
 Role = Literal["system", "user", "assistant"]
 
@@ -153,7 +154,7 @@ def _part_to_json(part: Part) -> dict[str, Any]:
 
 def from_json(data: dict[str, Any], open_image: Callable[[str], PIL.Image.Image]) -> Document:
     """The inverse of `to_json`; `open_image(url)` turns the URL of an image part into pixels (and decides what it
-    is allowed to open). Content may also be a plain string. Raises RebusError naming the message that is malformed."""
+    is allowed to open). Content may also be a plain string, and an image codes of a tokenizer, which serve both readings. Raises RebusError naming the message that is malformed."""
     if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
         raise RebusError('A document is an object {"messages": [...]}, but this one has no list of messages.')
     messages = []
@@ -172,10 +173,16 @@ def _part_from_json(part: Any, number: int, open_image: Callable[[str], PIL.Imag
             return text
         case {"type": "image_url", "image_url": {"url": str(url)}} | {"type": "image_url", "image_url": str(url)}:
             return Image(open_image(url))
+        case {"type": "image_codes", "source": str(source), "codes": [*ids]} if ids and all(
+            type(code) is int and 0 <= code < 2**63 for code in ids
+        ):
+            codes = Codes(torch.tensor(ids), source)
+            return Image(understood=codes, generated=codes)
         case {"type": "box", "box": [cx, cy, w, h]}:
             return Box(float(cx), float(cy), float(w), float(h))
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     raise RebusError(
         f"Message {number} has a content part of type {kind!r} that could not be read. "
-        "Parts are {type: text, text}, {type: image_url, image_url: {url}} or {type: box, box: [cx, cy, w, h]}."
+        "Parts are {type: text, text}, {type: image_url, image_url: {url}}, {type: image_codes, source, codes} or "
+        "{type: box, box: [cx, cy, w, h]}."
     )

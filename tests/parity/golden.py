@@ -1,8 +1,8 @@
 """Golden files: tiny official modules with random weights, inputs and outputs, one test case for each file.
 
 A test module says which kinds of file it knows, `KINDS = {"seed_qformer": check, …}`, which names are its paper's,
-`NAMES = r"seed_(?!x_)"` (and `SUFFIX`, if its files are not safetensors), and takes the fixture `golden`. A kind may come
-in several sizes: `seed_qformer_wide` is one more case of `seed_qformer`.
+`NAMES = r"seed_(?!x_)"` (and `SUFFIX`, one or several, if not all of its files are safetensors), and takes the fixture
+`golden`. A kind may come in several sizes: `seed_qformer_wide` is one more case of `seed_qformer`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Golden:
         self.path = path
         self.stem = path.stem
         self.checked: set[str] = set()
+        self.largest = 0.0
+        """Largest absolute difference of a number that `check` has compared so far."""
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -35,7 +37,14 @@ class Golden:
             return json.loads(file.metadata()["config"])
 
     @cached_property
+    def json(self) -> Any:
+        """The content of a JSON file."""
+        return json.loads(self.path.read_text())
+
+    @cached_property
     def tensors(self) -> dict[str, Tensor]:
+        if self.path.suffix == ".json":
+            return {}
         with safe_open(self.path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
 
@@ -61,6 +70,8 @@ class Golden:
         want = self.out(name)
         got = torch.as_tensor(got, dtype=want.dtype) if not isinstance(got, Tensor) else got.detach()
         exact = not want.is_floating_point()
+        if got.shape == want.shape and want.numel():
+            self.largest = max(self.largest, float((got.double() - want.double()).abs().max()))
         torch.testing.assert_close(
             got,
             want,
@@ -80,17 +91,18 @@ def kind_of(stem: str, kinds: dict[str, Any]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def cases(kinds: dict[str, Any], names: str, suffix: str, folders: list[Path]) -> list[Any]:
+def cases(kinds: dict[str, Any], names: str, suffix: str | tuple[str, ...], folders: list[Path]) -> list[Any]:
     """Parameters for the fixture `golden`: every file of the folders, and a skip for every kind that none of them has."""
+    suffixes = (suffix,) if isinstance(suffix, str) else suffix
     files = {  # the same file in two folders is one case
         (path.stem, hashlib.sha256(path.read_bytes()).digest()): path
         for folder in folders
-        for path in sorted(folder.glob(f"*{suffix}"))
-        if re.match(names, path.stem)
+        for path in sorted(folder.glob("*"))
+        if path.name.endswith(suffixes) and re.match(names, path.stem)
     }
     found = [pytest.param(Golden(path), id=stem) for (stem, _), path in files.items()]
     for kind in sorted(kinds.keys() - {kind_of(stem, kinds) for stem, _ in files}):
         where = ", ".join(map(str, folders))
-        reason = f"no {kind}*{suffix} in {where}; name the folder that has it with --goldens"
+        reason = f"no {kind}*{' or '.join(suffixes)} in {where}; name the folder that has it with --goldens"
         found.append(pytest.param(None, id=kind, marks=pytest.mark.skip(reason=reason)))
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from tests.parity.golden import Golden, kind_of
+from tests.parity.seed_prompts import check_prompts
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,6 +22,7 @@ from rebus.papers.seed.qformer import QFormerConfig, TextBranch, causal_mask, jo
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
 
 NAMES = r"seed_(?!x_)"
+SUFFIX = (".safetensors", ".json")
 
 DEC = 3
 """Id of the token that begins a caption, in the small vocabulary of the golden files."""
@@ -313,6 +315,7 @@ KINDS = {
     "seed_train_stage2": check_stage2,
     "seed_llama": check_language_model,
     "seed_unclip_condition": check_unclip,
+    "seed_prompts": check_prompts,
 }
 
 
@@ -321,3 +324,4 @@ def test_seed(golden: Golden) -> None:
     assert kind, f"nothing is known about {golden.path.name}; its name begins with none of {sorted(KINDS)}"
     KINDS[kind](golden)
     golden.assert_all_checked()
+    print(f"{golden.stem}: largest difference {golden.largest:.1e}")  # pytest -rP shows it

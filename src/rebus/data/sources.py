@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol
 
 import PIL.Image
 
+from rebus.data.filters import KEEP_ALL, Keep
+from rebus.data.lines import Lines, Unreadable, opened
 from rebus.data.parquet import column_names, count_rows, open_table
 from rebus.document import Document, Image, assistant, from_json, user
 from rebus.errors import RebusError
@@ -25,10 +27,6 @@ from rebus.images import decode_image, open_image
 
 Order = Literal["caption", "draw", "both"]
 """What becomes of an image and its text: the image first, the text first, or by turns."""
-
-
-class Unreadable(RebusError):
-    """One member of a source cannot be read; the others may be fine."""
 
 
 class Documents(Protocol):
@@ -43,42 +41,35 @@ class Documents(Protocol):
 
 
 class JsonLines:
-    """A file with one document of chat messages a line. Image URLs are data URLs, or paths relative to the file."""
+    """A file with one document of chat messages a line. Image URLs are data URLs, or paths relative to the file; images
+    may also be codes that a tokenizer wrote ahead of time (`image_codes`)."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._starts: list[int] = []
-        with _opened(path) as file:
-            position = 0
-            for line in file:
-                if line.strip():
-                    self._starts.append(position)
-                position += len(line)
+    def __init__(self, path: Path, keep: Keep = KEEP_ALL) -> None:
+        self.path, self.keep = path, keep
+        self._lines = Lines(path)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._lines)
 
     def __getitem__(self, index: int) -> Document:
-        with _opened(self.path) as file:
-            file.seek(self._starts[index])
-            line = file.readline()
-        return _parsed(line, self._open, f"{self.path}, document {index + 1}")
-
-    def _open(self, url: str) -> PIL.Image.Image:
-        return _from_data_url(url) if url.startswith("data:") else open_image(self.path.parent / url)
+        name = f"{self.path}, document {index + 1}"
+        document = _document(_json(self._lines[index], name), lambda url: open_url(url, self.path.parent), name)
+        self.keep.check(document.images, name)
+        return document
 
 
 class Tar:
     """A tar shard as webdataset writes it: the files of one sample share their name up to the first dot.
 
-    A sample is a picture with a text (`.txt`, or `.json` with `caption` or `text`), or `.json` with chat messages whose
-    image URLs are endings of the sample's files (`jpg`). A shard that breaks off gives the samples before the break.
+    A sample is a picture with a text (`.txt`, or `.json` with `caption` or `text`, and `similarity` where that is known),
+    frames of a video (`0.jpg`, `1.jpg` …) with a text, or `.json` with chat messages whose image URLs are endings of the
+    sample's files (`jpg`). A shard that breaks off gives the samples before the break.
     """
 
     PICTURES = ("png", "jpg", "jpeg", "webp")
 
-    def __init__(self, path: Path, order: Order = "both") -> None:
-        self.path, self.order = path, order
+    def __init__(self, path: Path, order: Order = "both", keep: Keep = KEEP_ALL) -> None:
+        self.path, self.order, self.keep = path, order, keep
         self.broken_off = False
         self._samples: dict[str, dict[str, tuple[int, int]]] = {}
         try:
@@ -105,25 +96,31 @@ class Tar:
     def __getitem__(self, index: int) -> Document:
         key = self._keys[index]
         name, endings = f"{self.path}, sample {key.strip('/')}", self._samples[key]
-        picture = next((ending for ending in self.PICTURES if ending in endings), None)
+        pictures = sorted((e for e in endings if e.rpartition(".")[2] in self.PICTURES), key=_in_order)
+        similarity = None
         if "json" in endings:
             data = _json(self._read(key, "json"), name)
             if isinstance(data, dict) and "messages" in data:
-                return _document(data, lambda url: decode_image(self._read(key, url.split(".")[-1]), name=url), name)
+                found = _document(data, lambda url: decode_image(self._read(key, url.split(".")[-1]), name=url), name)
+                self.keep.check(found.images, name)
+                return found
             text = str(data.get("caption") or data.get("text") or "") if isinstance(data, dict) else ""
+            similarity = data.get("similarity") if isinstance(data, dict) else None
         else:
             text = self._read(key, "txt").decode("utf-8", "replace").strip() if "txt" in endings else ""
-        if picture is None or not text:
+        if not pictures or not text:
             raise Unreadable(
                 f"{name} has {', '.join(endings)}, but a sample needs a picture and a text. It is skipped."
             )
-        return _pair(self._read(key, picture), text, self.order, index, name)
+        images = [_picture(self._read(key, ending), name) for ending in pictures]
+        self.keep.check(images, name, similarity)
+        return _pair(images, text, self.order, index)
 
     def _read(self, key: str, ending: str) -> bytes:
         if ending not in self._samples[key]:
             raise Unreadable(f"{self.path}: {key} has no file .{ending}, which its messages name. It is skipped.")
         start, size = self._samples[key][ending]
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             file.seek(start)
             data = file.read(size)
         if len(data) < size:
@@ -138,10 +135,12 @@ class Parquet:
     that any order is fast; data that is larger belongs into tar shards.
     """
 
-    def __init__(self, path: Path, order: Order = "both", *, image: str = "image", text: str = "text") -> None:
+    def __init__(
+        self, path: Path, order: Order = "both", keep: Keep = KEEP_ALL, *, image: str = "image", text: str = "text"
+    ) -> None:
         if not path.exists():
             raise RebusError(f"There is no file {path}. Check the path of the data.")
-        self.path, self.order, self.image, self.text = path, order, image, text
+        self.path, self.order, self.keep, self.image, self.text = path, order, keep, image, text
         names = column_names(path)
         self._columns = ["messages"] if "messages" in names else [image, text]
         if missing := [column for column in self._columns if column not in names]:
@@ -170,7 +169,9 @@ class Parquet:
         picture = row[self.image]["bytes"] if isinstance(row[self.image], dict) else row[self.image]
         if not isinstance(picture, bytes) or not row[self.text]:
             raise Unreadable(f"{name} has no picture or no text. It is skipped.")
-        return _pair(picture, str(row[self.text]), self.order, index, name)
+        images = [_picture(picture, name)]
+        self.keep.check(images, name)
+        return _pair(images, str(row[self.text]), self.order, index)
 
 
 class Joined:
@@ -190,8 +191,9 @@ class Joined:
         return self.parts[part][index - (self._ends[part - 1] if part else 0)]
 
 
-def open_source(path: Path | str, order: Order = "both") -> Documents:
-    """The documents of a file (`.jsonl`, `.tar`, `.parquet`), or of all such files of a folder, by name.
+def open_source(path: Path | str, order: Order = "both", keep: Keep = KEEP_ALL) -> Documents:
+    """The documents of a file (`.jsonl`, `.tar`, `.parquet`), or of all such files of a folder, by name. What `keep`
+    refuses is unreadable.
 
     Raises RebusError if there are none.
     """
@@ -200,14 +202,14 @@ def open_source(path: Path | str, order: Order = "both") -> Documents:
         inside = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".tar", ".parquet"))
         if not inside:
             raise RebusError(f"The folder {path} holds no .jsonl, .tar or .parquet file. Name the folder of the data.")
-        return Joined([open_source(file, order) for file in inside])
+        return Joined([open_source(file, order, keep) for file in inside])
     match path.suffix:
         case ".jsonl":
-            return JsonLines(path)
+            return JsonLines(path, keep)
         case ".tar":
-            return Tar(path, order)
+            return Tar(path, order, keep)
         case ".parquet":
-            return Parquet(path, order)
+            return Parquet(path, order, keep)
     raise RebusError(
         f"{path} ends in {path.suffix or 'nothing'}, but data is read from .jsonl, .tar or .parquet files."
     )
@@ -216,21 +218,24 @@ def open_source(path: Path | str, order: Order = "both") -> Documents:
 # ---------------------------------------------------------------------------------------------- members
 
 
-def _opened(path: Path) -> Any:
+def _picture(data: bytes, name: str) -> Image:
     try:
-        return path.open("rb")
-    except OSError as error:
-        raise RebusError(f"{path} cannot be opened: {error.strerror}. Check the path of the data.") from None
-
-
-def _pair(picture: bytes, text: str, order: Order, index: int, name: str) -> Document:
-    try:
-        image = Image(decode_image(picture, name=name))
+        return Image(decode_image(data, name=name))
     except RebusError as error:
         raise Unreadable(str(error)) from None
-    if order == "caption" or (order == "both" and index % 2 == 0):
-        return Document((user(image), assistant(text)))
-    return Document((user(text), assistant(image)))
+
+
+def _pair(images: Sequence[Image], text: str, order: Order, index: int) -> Document:
+    """Frames of a video are read and never written."""
+    if len(images) > 1 or order == "caption" or (order == "both" and index % 2 == 0):
+        return Document((user(*images), assistant(text)))
+    return Document((user(text), assistant(*images)))
+
+
+def _in_order(ending: str) -> tuple[int, str]:
+    """Frames by their number, `2.jpg` before `10.jpg`."""
+    number = ending.partition(".")[0]
+    return int(number) if number.isdigit() else -1, ending
 
 
 def _json(text: str | bytes, name: str) -> Any:
@@ -240,9 +245,9 @@ def _json(text: str | bytes, name: str) -> Any:
         raise Unreadable(f"{name} is not JSON: {error}. It is skipped.") from None
 
 
-def _document(data: dict[str, Any], open_url: Callable[[str], PIL.Image.Image], name: str) -> Document:
+def _document(data: dict[str, Any], open_picture: Callable[[str], PIL.Image.Image], name: str) -> Document:
     try:
-        document = from_json(data, open_url)
+        document = from_json(data, open_picture)
     except RebusError as error:
         raise Unreadable(f"{name}: {error}") from None
     except (TypeError, ValueError) as error:  # numbers and lists where they do not belong
@@ -252,8 +257,9 @@ def _document(data: dict[str, Any], open_url: Callable[[str], PIL.Image.Image], 
     return document
 
 
-def _parsed(line: bytes, open_url: Callable[[str], PIL.Image.Image], name: str) -> Document:
-    return _document(_json(line, name), open_url, name)
+def open_url(url: str, folder: Path) -> PIL.Image.Image:
+    """The picture of a data URL, or of a path under `folder`. Raises RebusError where there is none."""
+    return _from_data_url(url) if url.startswith("data:") else open_image(folder / url)
 
 
 def _from_data_url(url: str) -> PIL.Image.Image:

@@ -34,7 +34,13 @@ LAYER_OF = {name: layer for layer, names in LAYERS for name in names}
 EVERYWHERE = {"torch", "einops", "numpy", "PIL", "safetensors"}
 PLACES: dict[str, tuple[str, ...]] = {
     "diffusers": ("rebus.diffusion",),
-    "transformers": ("rebus.nn.text_model", "rebus.nn.row_cache", "rebus.nn.text_tokenizer", "rebus.nn.text_encoder"),
+    "transformers": (
+        "rebus.nn.text_model",
+        "rebus.nn.row_cache",
+        "rebus.nn.text_tokenizer",
+        "rebus.nn.text_encoder",
+        "rebus.nn.image_encoder",
+    ),
     "tokenizers": ("rebus.nn.text_tokenizer", "rebus.mini.llm"),
     "peft": ("rebus.nn.text_model",),
     "torchao": ("rebus.nn.text_model",),

@@ -100,6 +100,28 @@ def test_a_converted_language_model_says_what_the_release_says(system: System, t
     assert system.grammar.special.begin_image == seed_release.added_tokens()["<img>"]
 
 
+def test_a_file_may_hold_both_heads_and_the_text_halves(found: Published, tmp_path: Path) -> None:
+    held = torch.load(found.quantizer, weights_only=True)
+    surplus = {"reverse_tokens": torch.ones(1, 1, 16), "Reverse_Qformer.bert.embeddings.LayerNorm.bias": torch.ones(16)}
+    surplus |= {"Qformer.bert.embeddings.word_embeddings.weight": torch.ones(30, 16), "temp": torch.ones(())}
+    surplus |= {"Qformer.cls.predictions.bias": torch.ones(30)}
+    torch.save(held | surplus, tmp_path / "seed_quantizer.pt")
+    only = replace(found, quantizer=tmp_path / "seed_quantizer.pt", language=None, decoder=None, text=found.language)
+    saved = convert_published(only, tmp_path / "c", config=seed_release.CONFIG)
+    assert surplus.keys() <= saved.dropped["tokenizer"].keys()
+    assert "Reverse Q-Former" in saved.dropped["tokenizer"]["reverse_tokens"]
+    reverse = replace(seed_release.TOKENIZER, head="reverse", reverse_depth=2)
+    seed_release.write_tokenizer(tmp_path, reverse)
+    held = torch.load(tmp_path / "seed_quantizer.pt", weights_only=True)
+    surplus = {"Reverse_Qformer.bert.encoder.layer.1.output.dense.weight": torch.ones(16, 32)}
+    surplus |= {"Reverse_Qformer.bert.embeddings.word_embeddings.weight": torch.ones(30, 16)}
+    surplus |= {"image_down.0.weight": torch.ones(8, 16)}
+    torch.save(held | surplus, tmp_path / "seed_quantizer.pt")
+    config = replace(seed_release.CONFIG, tokenizer=reverse)
+    saved = convert_published(replace(only, vision=tmp_path / "eva_vit_g.pth"), tmp_path / "d", config=config)
+    assert surplus.keys() <= saved.dropped["tokenizer"].keys()
+
+
 @pytest.mark.parametrize("parts", [("tokenizer",), ("lm",), ("lm", "detokenizer")])
 def test_parts_are_loaded_alone(folder: Path, parts: tuple[str, ...]) -> None:
     system = load("seed:v2-8b", weights=folder, parts=parts, **CPU)

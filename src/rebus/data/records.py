@@ -7,7 +7,7 @@ A record's `images` are paths relative to the file, data URLs, or lists of codes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -90,9 +90,9 @@ def open_picture(item: Any, folder: Path, source: str, name: str) -> Image:
         raise Unreadable(f"{name}: {error}") from None
 
 
-def as_record(item: Document | Record) -> Record:
-    """A record, also of a Document that is pictures and one text (as tar shards and tables of pairs give)."""
-    if isinstance(item, Record):
-        return item
-    texts: Sequence[str] = [message.text for message in item.messages if message.text]
-    return Record(tuple(item.images), {"text": " ".join(texts)})
+def pair(document: Document) -> Record | None:
+    """The record, with a `text`, of a Document that is nothing but pictures and then a text; none of any other."""
+    match document.messages:
+        case (shown, said) if not shown.text and shown.images and said.text and not said.images:
+            return Record(tuple(shown.images), {"text": said.text})
+    return None

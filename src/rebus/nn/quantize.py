@@ -101,7 +101,9 @@ class EmaQuantizer(VectorQuantizer):
     ) -> None:
         super().__init__(codebook_size, width, beta=beta, generator=generator)
         self.decay = decay
-        self.codebook_KC.requires_grad_(False)
+        codebook_KC = self.codebook_KC.data
+        del self.codebook_KC  # no gradient moves it: a buffer, which is saved though it does not learn
+        self.register_buffer("codebook_KC", codebook_KC)
         self.register_buffer("hits_K", torch.zeros(codebook_size))
         self.register_buffer("sum_KC", torch.zeros(codebook_size, width))
 

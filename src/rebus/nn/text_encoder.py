@@ -45,18 +45,32 @@ class SentenceEncoder(nn.Module):
         return torch.cat(vectors)[[row[text] for text in captions]]
 
 
-@torch.no_grad()
+class PromptEncoder(nn.Module):
+    """Prompts → the last states of the CLIP text model in a diffusers folder, which tell a diffusion model what to draw.
+    Raises RebusError when the folder has none."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            clip = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise RebusError(
+                f"{folder} has no text encoder that can be read ({str(error).splitlines()[0]}). Name a whole diffusers "
+                "folder, with `tokenizer` and `text_encoder` in it."
+            ) from error
+        self.clip = clip.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """[I, L, C] float32, padded to the length L that the model was trained with."""
+        length = self.clip.config.max_position_embeddings
+        ids = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return self.clip(ids["input_ids"].to(self.clip.device)).last_hidden_state
+
+
 def prompt_states(folder: Path, prompts: Sequence[str]) -> Tensor:
-    """What a diffusion model is told by prompts: the last states [I, L, C] of the CLIP text model in a diffusers
-    folder, float32, padded to the length that it was trained with. Raises RebusError when the folder has none."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        clip = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise RebusError(
-            f"{folder} has no text encoder that can be read ({str(error).splitlines()[0]}). Name a whole diffusers "
-            "folder, with `tokenizer` and `text_encoder` in it."
-        ) from error
-    length = clip.config.max_position_embeddings
-    ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return clip.eval()(ids["input_ids"]).last_hidden_state
+    """The states [I, L, C] of `prompts`; see `PromptEncoder`, whose errors are raised."""
+    return PromptEncoder(folder)(prompts)

@@ -6,6 +6,8 @@ A usable tokenizer is the vision encoder's file (`VISION_RULES`) and the quantis
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rebus.checkpoint.rules import Drop, Move, Rule
 
 
@@ -105,3 +107,24 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "lm": LANGUAGE_RULES,
 }
 """For each part of a system, the rules of its published file."""
+
+_REVERSE = "the Reverse Q-Former of the training script; this tokenizer's head is the released one"
+_REVERSE_TEXT = "the text half of the Reverse Q-Former, which never reads text"
+
+
+def tokenizer_rules(head: Literal["mlp", "reverse"]) -> tuple[Rule, ...]:
+    """The tokenizer's rules for a file that may hold more than its own head: the other head's tensors are dropped."""
+    bert = "Reverse_Qformer.bert"
+    text = (
+        f"{bert}.embeddings.{{table}}_embeddings.weight",
+        f"{bert}.encoder.layer.{{n}}.intermediate.dense.{{p}}",
+        f"{bert}.encoder.layer.{{n}}.output.{{part}}.{{p}}",
+        "Reverse_Qformer.cls.{rest*}",
+    )
+    other: tuple[Rule, ...]
+    if head == "mlp":
+        other = (Drop("reverse_tokens", _REVERSE), Drop("Reverse_Qformer.{rest*}", _REVERSE))
+    else:
+        shrink = Drop("image_down.{n}.{p}", "the released head; this tokenizer's is the Reverse Q-Former")
+        other = (shrink, *(Drop(name, _REVERSE_TEXT) for name in text))
+    return (*other, *RULES["tokenizer"])

@@ -58,6 +58,19 @@ def contrastive_loss(
     return (to_text + to_image) / 2
 
 
+@torch.no_grad()
+def hard_negatives(similarity_II: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For each text a wrong image, for each image a wrong text (ids_I each, on the CPU), drawn by the softmax of their
+    similarity; the right one never. Needs two pairs or more."""
+    own_II = torch.eye(len(similarity_II), dtype=torch.bool, device=similarity_II.device)
+    weight_II = similarity_II.float().masked_fill(own_II, float("-inf"))
+    texts_II, images_II = (
+        x.softmax(1).masked_fill(own_II, 0).add(1e-6 * ~own_II).cpu() for x in (weight_II, weight_II.T)
+    )
+    chosen = [torch.multinomial(x_II, 1, generator=generator).flatten() for x_II in (images_II, texts_II)]
+    return chosen[0], chosen[1]
+
+
 def caption_loss(logits_ILV: Tensor, ids_IL: Tensor, mask_IL: Tensor, *, smoothing: float = 0.1) -> Tensor:
     """Cross-entropy of each word given those before it; padding has no loss. (Off in SEED's release.)"""
     target_IL = ids_IL.masked_fill(mask_IL == 0, -100)[:, 1:]

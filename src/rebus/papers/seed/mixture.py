@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rebus.data.filters import KEEP_ALL, Keep
 from rebus.errors import RebusError
 
 Form = Literal["caption", "interleaved", "video", "text", "instruction"]
@@ -35,36 +36,43 @@ class Source:
     """Most images of a document; none: as many as there are."""
     swap: float = 0.0
     """How often every image of a document changes places with what follows it."""
+    template: str = "question"
+    """How its records are worded, a name of `templates.TEMPLATES`; documents of chat messages are taken as they are."""
+    keep: Keep = KEEP_ALL
+    """Which pictures are good enough."""
 
+
+CHOSEN = Keep(similarity=0.25, side=180, aspect=0.55)
+"""What pairs were chosen by."""
 
 PRETRAIN: tuple[Source, ...] = (
-    Source("captions", ("Unsplash", "CC3M", "COCO"), 200, 116, 0.5, "caption"),
-    Source("laion-coco", ("LAION-COCO",), 140, 164, 5.0, "caption"),
+    Source("captions", ("Unsplash", "CC3M", "COCO"), 200, 116, 0.5, "caption", template="caption", keep=CHOSEN),
+    Source("laion-coco", ("LAION-COCO",), 140, 164, 5.0, "caption", template="caption", keep=CHOSEN),
     Source("mmc4", ("MMC4",), 1024, 26, 2.0, "interleaved", images=7, swap=0.5),
     Source("obelics", ("OBELICS",), 1024, 26, 1.0, "interleaved"),
-    Source("webvid", ("WebVid-10M",), 200, 116, 0.5, "video", images=4),
-    Source("wikipedia", ("Wikipedia en",), 1024, 26, 1.0, "text"),
+    Source("webvid", ("WebVid-10M",), 200, 116, 0.5, "video", images=4, template="video"),
+    Source("wikipedia", ("Wikipedia en",), 1024, 26, 1.0, "text", template="text"),
 )
 """Stage 3: six sources."""
 
 INSTRUCT: tuple[Source, ...] = (
-    Source("differences", ("CGD",), 200, 160, 0.15),
-    Source("stories", ("VIST",), 360, 80, 0.08),
-    Source("editing", ("MagicBrush", "InstructPix2Pix"), 100, 256, 0.5),
-    Source("llava conversations", ("LLaVA conversation",), 512, 60, 0.15),
-    Source("svit", ("SVIT",), 1024, 32, 0.2),
+    Source("differences", ("CGD",), 200, 160, 0.15, template="difference"),
+    Source("stories", ("VIST",), 360, 80, 0.08, template="story"),
+    Source("editing", ("MagicBrush", "InstructPix2Pix"), 100, 256, 0.5, template="edit"),
+    Source("llava conversations", ("LLaVA conversation",), 512, 60, 0.15, template="turns"),
+    Source("svit", ("SVIT",), 1024, 32, 0.2, template="turns"),
     Source("vqav2", ("VQAv2",), 100, 256, 0.2),
     Source("knowledge questions", ("OK-VQA", "VizWiz", "A-OKVQA"), 100, 256, 0.1),
-    Source("visual dialog", ("VisDial",), 360, 80, 0.15),
-    Source("coco captions", ("COCO",), 100, 256, 0.2),
-    Source("video captions", ("MSR-VTT", "MSVD"), 200, 160, 0.1),
+    Source("visual dialog", ("VisDial",), 360, 80, 0.15, template="turns"),
+    Source("coco captions", ("COCO",), 100, 256, 0.2, template="describe or draw"),
+    Source("video captions", ("MSR-VTT", "MSVD"), 200, 160, 0.1, template="describe"),
     Source("video questions", ("NExT-QA", "ActivityNet-QA"), 360, 80, 0.15),
-    Source("video conversations", ("Video-ChatGPT",), 512, 60, 0.2),
+    Source("video conversations", ("Video-ChatGPT",), 512, 60, 0.2, template="turns"),
     Source("llava captions", ("LLaVA-CC3M-595k", "LRV"), 400, 80, 0.4),
-    Source("journeydb", ("JourneyDB",), 128, 200, 0.5),
-    Source("laion-aesthetic", ("LAION-aesthetic",), 100, 256, 0.5),
+    Source("journeydb", ("JourneyDB",), 128, 200, 0.5, template="draw"),
+    Source("laion-aesthetic", ("LAION-aesthetic",), 100, 256, 0.5, template="draw"),
     Source("reading", ("TextCaps", "TextVQA", "OCR-VQA"), 100, 256, 0.1),
-    Source("llavar", ("LLaVAR",), 360, 80, 0.08),
+    Source("llavar", ("LLaVAR",), 360, 80, 0.08, template="turns"),
     Source("spatial relations", ("VSR",), 100, 256, 0.05),
 )
 """Stage 4: eighteen sources."""

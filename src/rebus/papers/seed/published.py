@@ -29,7 +29,7 @@ from rebus.errors import RebusError
 from rebus.nn.text_encoder import prompt_states
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer
-from rebus.papers.seed.convert import RULES, VISION_RULES
+from rebus.papers.seed.convert import RULES, VISION_RULES, tokenizer_rules
 from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import MergedLanguageConfig
@@ -168,14 +168,14 @@ def _tokenizer(
     """The tokenizer's tensors, and what was dropped and ignored."""
     with without_weights():
         ours = SeedTokenizer(config).state_dict()
-    files = read_tensors(found.quantizer)
+    files, rules = read_tensors(found.quantizer), tokenizer_rules(config.head)
     if found.vision is None:
-        whole = convert(files, RULES["tokenizer"], ours, ignore_unexpected=ignore)
+        whole = convert(files, rules, ours, ignore_unexpected=ignore)
         return whole.tensors, {"tokenizer": whole.dropped}, {"tokenizer": whole.ignored}
     seen = {name: tensor for name, tensor in ours.items() if name.startswith(SEEN)}
     rest = {name: tensor for name, tensor in ours.items() if name not in seen}
     vision = convert(read_tensors(found.vision), VISION_RULES, seen, ignore_unexpected=ignore)
-    coded = convert(files, RULES["tokenizer"], rest, ignore_unexpected=ignore)
+    coded = convert(files, rules, rest, ignore_unexpected=ignore)
     dropped = coded.dropped | {f"{found.vision.name}: {name}": why for name, why in vision.dropped.items()}
     return lay_over(vision.tensors, coded.tensors), {"tokenizer": dropped}, {"tokenizer": coded.ignored}
 

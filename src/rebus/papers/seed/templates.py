@@ -8,7 +8,7 @@ six for editing. A record's fields are named with each template.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 
 from rebus.data.lines import Unreadable
@@ -48,6 +48,12 @@ def question(record: Record, rng: Random) -> Document:
     return Document((user(*record.pictures(1), record.text("question")), assistant(ended(record.text("answer")))))
 
 
+def describe(record: Record, rng: Random) -> Document:
+    """`text`, and `question` where there is one: what a picture or the frames of a video show is asked."""
+    asked = record.text("question") if "question" in record.fields else DESCRIBE
+    return Document((user(*record.pictures(1), asked), assistant(ended(record.text("text")))))
+
+
 def turns(record: Record, rng: Random) -> Document:
     """`turns`, questions and answers by turns; or `question` and `answer` that are several, each after its label."""
     said = record.fields.get("turns")
@@ -73,8 +79,7 @@ def describe_or_draw(record: Record, rng: Random) -> Document:
     """`text`, and `question` where there is one: half of the time what the picture shows is asked, else it is drawn."""
     if rng.random() < 0.5:
         return draw(record, rng)
-    asked = record.text("question") if "question" in record.fields else DESCRIBE
-    return Document((user(record.pictures(1)[0], asked), assistant(ended(record.text("text")))))
+    return describe(record, rng)
 
 
 def edit(record: Record, rng: Random) -> Document:
@@ -128,8 +133,9 @@ def _labelled(text: str, label: str) -> list[str]:
     return [part.strip() for part in re.split(re.escape(label), text) if part.strip()]
 
 
-def frames(images: tuple[Image, ...], count: int | None) -> tuple[Image, ...]:
+def frames(images: Sequence[Image], count: int | None) -> tuple[Image, ...]:
     """At most `count` of the frames of a video, evenly spread, the first and the last among them."""
+    images = tuple(images)
     if count is None or len(images) <= count:
         return images
     if count == 1:
@@ -143,6 +149,7 @@ TEMPLATES: Mapping[str, Template] = {
     "text": plain_text,
     "question": question,
     "turns": turns,
+    "describe": describe,
     "draw": draw,
     "describe or draw": describe_or_draw,
     "edit": edit,

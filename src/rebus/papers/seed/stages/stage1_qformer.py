@@ -6,6 +6,9 @@ picture looks like; it is trained from nothing against frozen sentence vectors, 
 (not yet rounded to a codebook) it must also rebuild the image embedding.
 
     rebus train seed.stage1_qformer --config mini --work state
+    rebus train seed.stage1_qformer --config paper --data pairs --vision eva_vit_g.pth --blip2 blip2.pth --bert bert
+
+With `--data`, a folder of tar shards of pictures and captions, it is trained on these, and BERT's text half with it.
 
 Dimension key: I images · S tokens of the vision encoder · N queries · C width · D width of the image embedding
 """
@@ -21,12 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rebus.data.filters import KEEP_ALL, Keep
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen
+from rebus.nn.text_tokenizer import read_tokenizer
+from rebus.papers.seed.blip2 import read_blip2
+from rebus.papers.seed.contrast import Gather, PairTraining
 from rebus.papers.seed.losses import ContrastiveHeads, contrastive_loss
+from rebus.papers.seed.pairs import PairBatches, load_vision, needed
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
-from rebus.train import Losses, Optim, Stage, Trainable
+from rebus.train import Losses, Optim, Stage, Trainable, parallel
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,16 @@ class Config:
     """Label smoothing of the contrastive loss."""
     detail_weight: float = 0.0
     """Weight of the image embedding rebuilt from unrounded codes; 0 in the paper, which starts from BLIP-2."""
+    gather: Gather = "no_gradient"
+    """Pairs only: whether gradients reach the features of other processes; in the published training they do not."""
+    matching_weight: float = 0.0
+    """Pairs only: weight of image-text matching, off in the release."""
+    captioning_weight: float = 0.0
+    """Pairs only: weight of writing the caption, off in the release."""
+    words: int = 32
+    """Pairs only: longest caption in words, its first and last mark included."""
+    keep: Keep = KEEP_ALL
+    """Pairs only: which pictures are good enough."""
     batch: int = 4096
     """Images of one step, over all processes."""
     lr: float = 3e-5
@@ -98,7 +116,56 @@ class QFormerTraining(nn.Module):
         return Losses(total, {"contrast": contrast, "detail": detail, "temperature": self.heads.temperature})
 
 
-def stage(config: Config, work: Path) -> Stage:
+def on_pairs(config: Config, data: Path, vision: Path | None, blip2: Path | None, bert: Path | None) -> Stage:
+    """Stage 1 on image-text pairs; without `blip2` it starts from noise."""
+    generator = torch.Generator().manual_seed(config.seed)
+    tokenizer = SeedTokenizer(config.tokenizer, generator=generator)
+    load_vision(tokenizer, needed("vision", vision, "the vision encoder's weights (eva_vit_g.pth)"))
+    module = PairTraining(
+        tokenizer,
+        read_tokenizer(needed("bert", bert, "BERT's tokenizer, which cuts the captions")),
+        contrast_width=config.contrast_width,
+        words=config.words,
+        smoothing=config.smoothing,
+        gather=config.gather,
+        matching=config.matching_weight,
+        captioning=config.captioning_weight,
+        generator=generator,
+    )
+    if blip2 is not None:
+        start = read_blip2(blip2, config.tokenizer, contrast_width=config.contrast_width)
+        module.load_state_dict({**module.state_dict(), **{in_training(name): start[name] for name in start}})
+    rates = {"text.head.*": config.captioning_weight > 0, "matching.*": config.matching_weight > 0}
+    learned = ("tokenizer.vision_norm.*", "tokenizer.qformer.*", "text.*", "heads.*")
+    return Stage(
+        name="seed.stage1_qformer",
+        module=module,
+        step=lambda module, batch: module.losses(batch, generator),
+        trainable=[
+            *(Trainable(pattern, config.lr if on else 0.0) for pattern, on in rates.items()),
+            *(Trainable(pattern, config.lr) for pattern in learned),
+        ],
+        data=PairBatches(
+            data,
+            config.batch // parallel.world_size(),
+            config.tokenizer,
+            seed=config.seed,
+            rank=parallel.rank(),
+            world=parallel.world_size(),
+            keep=config.keep,
+        ),
+        optim=config.optim,
+        config=config,
+        generators={"wrong pairs": generator},
+    )
+
+
+def in_training(name: str) -> str:
+    """The name that a tensor of BLIP-2 has in `PairTraining`."""
+    return f"tokenizer.{name}" if name.startswith(("qformer.", "vision_norm.")) else name
+
+
+def on_bank(config: Config, work: Path) -> Stage:
     """Needs the weights of mini.vision under `work`. Trains on cached features of the bank; measures on split `val`."""
     torch.manual_seed(config.seed)
     data = Frozen(work)
@@ -131,3 +198,15 @@ def stage(config: Config, work: Path) -> Stage:
         optim=config.optim,
         config=config,
     )
+
+
+def stage(
+    config: Config,
+    work: Path,
+    data: Path | None = None,
+    vision: Path | None = None,
+    blip2: Path | None = None,
+    bert: Path | None = None,
+) -> Stage:
+    """On the pairs under `data`, with the files that `on_pairs` needs; without them on the bank under `work`."""
+    return on_bank(config, work) if data is None else on_pairs(config, data, vision, blip2, bert)

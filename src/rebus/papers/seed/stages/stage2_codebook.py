@@ -5,6 +5,10 @@ Vision encoder and Q-Former are frozen. The codes must give back the image embed
 16,384 from CC3M, Unsplash and COCO.
 
     rebus train seed.stage2_codebook --config mini --work state
+    rebus train seed.stage2_codebook --config paper --data pairs/ --vision eva_vit_g.pth --clip CLIP-ViT-H-14-laion2B/
+
+With `--data`, a folder of tar shards of pictures and captions, it is trained on these; `--clip` is the image encoder whose
+embeddings are to come back, `--prompts` a diffusers folder whose text states are (SEED v1, or with a `text_weight`).
 
 Dimension key: I images · S tokens of the vision encoder · N queries · C width · E code width · D width of the image
 embedding · K codebook entries
@@ -13,8 +17,9 @@ embedding · K codebook entries
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,13 +27,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rebus.data.filters import KEEP_ALL, Keep
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen, take
-from rebus.nn.quantize import CodeUsage, usage
+from rebus.nn.image_encoder import ClipImageEncoder
+from rebus.nn.quantize import CodeUsage, EmaQuantizer, usage
+from rebus.nn.text_encoder import PromptEncoder
 from rebus.papers.seed.losses import stage2_losses
-from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.pairs import PairBatch, PairBatches, load_vision, needed
+from rebus.papers.seed.tokenizer import CodeDecoder, ReverseHead, SeedTokenizer, SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
-from rebus.train import Losses, Optim, Stage, Trainable
+from rebus.train import Losses, Optim, Stage, Trainable, parallel
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,23 @@ class Config:
     """The tokenizer whose codebook is trained."""
     weights: tuple[float, float, float] = (5.0, 0.5, 2.0)
     """Weights of quantiser, image embedding and causal embeddings."""
+    target: Literal["image", "text"] = "image"
+    """Pairs only: what codes give back: CLIP's image embedding, or (SEED v1) the text states of the caption."""
+    text_weight: float = 0.0
+    """Pairs only: weight of giving back the caption's text states beside the image embedding, off in the release; 0.5 in
+    its code."""
+    text_states: tuple[int, int] = (77, 768)
+    """Number and width of text states."""
+    frozen_dropout: bool = False
+    """Whether the frozen Q-Former drops out while training, as in the published training; then codes are random."""
+    keep: Keep = KEEP_ALL
+    """Pairs only: which pictures are good enough."""
     kmeans: bool = False
     """Start the codebook from k-means centres of the data instead of random numbers."""
     revive_every: int = 0
     """Steps after which unused entries are moved onto data; 0 never (the published training)."""
+    ema: float | None = None
+    """Decay of the running means that the codebook then follows instead of a gradient (the published training has none)."""
     batch: int = 16_384
     """Images of one step, over all processes."""
     lr: float = 1e-4
@@ -87,9 +109,25 @@ class CodebookTraining(nn.Module):
         self.config = config
         self.usage = CodeUsage(config.tokenizer.codebook_size)
         self.batches = 0
+        size, width = config.tokenizer.codebook_size, config.tokenizer.code_width
+        if config.ema is not None:
+            ema = EmaQuantizer(size, width, beta=config.tokenizer.commitment, decay=config.ema)
+            ema.codebook_KC.copy_(self.tokenizer.quantizer.codebook_KC.detach())
+            self.tokenizer.quantizer = ema
+        if config.text_weight:
+            queries, state = config.text_states
+            reverse = replace(config.tokenizer, head="reverse", reverse_queries=queries, image_width=state)
+            self.text = nn.Sequential(CodeDecoder(config.tokenizer), ReverseHead(reverse))
 
-    def losses(self, x_INC: Tensor, embedding_ID: Tensor, generator: torch.Generator) -> Losses:
-        """Causal embeddings of the frozen Q-Former, and the image embeddings to be rebuilt."""
+    def losses(
+        self,
+        x_INC: Tensor,
+        embedding_ID: Tensor,
+        generator: torch.Generator,
+        states_ILC: Tensor | None = None,
+    ) -> Losses:
+        """Causal embeddings of the frozen Q-Former, and the image embeddings to be rebuilt; `states_ILC` are the caption's
+        text states, where these are rebuilt beside."""
         tokenizer, config = self.tokenizer, self.config
         z_INE = tokenizer.codes_before(x_INC)
         self.batches += 1
@@ -97,6 +135,8 @@ class CodebookTraining(nn.Module):
             tokenizer.quantizer.revive(self.usage.dead_K(), z_INE.detach().flatten(0, 1), generator)
         quantized = tokenizer.quantizer(z_INE)
         self.usage.add(quantized.ids)
+        if isinstance(tokenizer.quantizer, EmaQuantizer) and self.training:
+            tokenizer.quantizer.update(z_INE.detach(), quantized.ids)
         terms = stage2_losses(
             quantized.loss,
             tokenizer.embed_codes(quantized.x),
@@ -107,7 +147,15 @@ class CodebookTraining(nn.Module):
         )
         used, perplexity = usage(quantized.ids, config.tokenizer.codebook_size)
         parts = {"quantiser": terms.quantiser, "image": terms.image, "embedding": terms.embedding}
-        return Losses(terms.total, parts | {"codes_used": float(used), "perplexity": perplexity})
+        total = terms.total
+        if states_ILC is not None and config.text_weight:
+            parts["text"] = config.text_weight * F.mse_loss(self.text(tokenizer.from_code(quantized.x)), states_ILC)
+            total = total + parts["text"]
+        return Losses(total, parts | {"codes_used": float(used), "perplexity": perplexity})
+
+
+RUNNING_MEANS = ("quantizer.hits_K", "quantizer.sum_KC")
+"""What only the training of a codebook that follows running means needs."""
 
 
 def load_tokenizer(
@@ -120,6 +168,7 @@ def load_tokenizer(
     for file in files:
         found = load_file(file)
         weights |= {k.removeprefix("tokenizer."): v.float() for k, v in found.items() if k.startswith("tokenizer.")}
+    weights = {name: x for name, x in weights.items() if name not in RUNNING_MEANS}
     missing, unexpected = tokenizer.load_state_dict(weights, strict=False)
     lacking = [name for name in missing if not name.startswith(tuple(untrained))]
     if lacking or unexpected:
@@ -144,7 +193,80 @@ def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray
     )
 
 
-def stage(config: Config, work: Path) -> Stage:
+def on_pairs(
+    config: Config, work: Path, data: Path, vision: Path | None, clip: Path | None, prompts: Path | None
+) -> Stage:
+    """Stage 2 on image-text pairs, from stage 1's weights under `work`."""
+    generator = torch.Generator().manual_seed(config.seed)
+    module = CodebookTraining(config)
+    first = work / "seed.stage1_qformer" / "weights.safetensors"
+    own = tuple(f"{part}." for part in PARTS)
+    start = load_tokenizer(config.tokenizer, first, untrained=("visual_encoder.", *own))
+    load_vision(start, needed("vision", vision, "the vision encoder's weights (eva_vit_g.pth)"))
+    kept = {name: x for name, x in start.state_dict().items() if not name.startswith(own)}
+    module.tokenizer.load_state_dict({**module.tokenizer.state_dict(), **kept})
+    # outside the module: neither learns, nor is part of what is saved
+    seeing = ClipImageEncoder(needed("clip", clip, "CLIP's image encoder")) if config.target == "image" else None
+    speaks = config.target == "text" or config.text_weight > 0
+    states = PromptEncoder(needed("prompts", prompts, "the text encoder of a diffusion model")) if speaks else None
+
+    @torch.no_grad()
+    def seen(module: CodebookTraining, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Causal embeddings, the target, and the text states where they are another one."""
+        device = batch.pixels_I3hw.device
+        tokenizer = module.tokenizer
+        if config.frozen_dropout and module.training:
+            tokenizer.qformer.train()
+        x_INC = tokenizer.causal_embeddings(tokenizer.features(batch.pixels_I3hw))
+        states_ILC = None if states is None else states.to(device)(batch.captions)
+        if seeing is not None:
+            return x_INC, seeing.to(device)(batch.pixels_I3hw), states_ILC
+        assert states_ILC is not None  # the target
+        return x_INC, states_ILC, None
+
+    def step(module: CodebookTraining, batch: PairBatch) -> Losses:
+        x_INC, target, states_ILC = seen(module, batch)
+        return module.losses(x_INC, target, generator, states_ILC)
+
+    batches = PairBatches(
+        data,
+        config.batch // parallel.world_size(),
+        config.tokenizer,
+        seed=config.seed,
+        rank=parallel.rank(),
+        world=parallel.world_size(),
+        keep=config.keep,
+    )
+    if config.kmeans:
+        module.eval()
+        x_INC = seen(module, next(iter(batches)))[0]
+        with torch.no_grad():
+            start_from = module.tokenizer.codes_before(x_INC).flatten(0, 1)
+        module.tokenizer.quantizer.start_from(start_from, generator)
+        batches.load_state_dict({"position": 0, "skipped": 0})
+    return Stage(
+        name="seed.stage2_codebook",
+        module=module,
+        step=step,
+        trainable=learned(config),
+        data=batches,
+        optim=config.optim,
+        config=config,
+        generators={"revival": generator},
+    )
+
+
+PARTS = ("to_code", "quantizer", "from_code", "image_decoder", "embedding_decoder", "head")
+"""What of the tokenizer stage 2 trains."""
+
+
+def learned(config: Config) -> list[Trainable]:
+    """What learns: a codebook that follows running means has no gradient."""
+    names = [f"tokenizer.{part}.*" for part in PARTS if not (part == "quantizer" and config.ema is not None)]
+    return [Trainable(name, config.lr) for name in (*names, *(["text.*"] if config.text_weight else []))]
+
+
+def on_bank(config: Config, work: Path) -> Stage:
     """Needs the weights of mini.vision and stage 1 under `work`. Trains on cached causal embeddings of the bank."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -155,7 +277,7 @@ def stage(config: Config, work: Path) -> Stage:
     ).eval()
     start.visual_encoder.load_state_dict(data.vision.vit.state_dict())
     module = CodebookTraining(config)
-    module.tokenizer.load_state_dict(start.state_dict())
+    module.tokenizer.load_state_dict({**module.tokenizer.state_dict(), **start.state_dict()})
 
     def rows(split: str, i: np.ndarray) -> tuple[Tensor, Tensor]:
         causal = causal_embeddings(data, split, start)
@@ -175,15 +297,27 @@ def stage(config: Config, work: Path) -> Stage:
         yield "val/codes_used", float(used)
         yield "val/perplexity", perplexity
 
-    parts = ("to_code", "quantizer", "from_code", "image_decoder", "embedding_decoder", "head")
     return Stage(
         name="seed.stage2_codebook",
         module=module,
         step=lambda module, i: module.losses(*rows("train", i), generator),
-        trainable=[Trainable(f"tokenizer.{part}.*", config.lr) for part in parts],
+        trainable=learned(config),
         data=IndexBatches(len(data.bank("train")), config.batch, seed=config.seed),
         evals=[evaluate],
         optim=config.optim,
         config=config,
         generators={"revival": generator},
     )
+
+
+def stage(
+    config: Config,
+    work: Path,
+    data: Path | None = None,
+    vision: Path | None = None,
+    clip: Path | None = None,
+    prompts: Path | None = None,
+) -> Stage:
+    """From stage 1's weights under `work`, on the pairs under `data` with the files that `on_pairs` needs; without them on
+    the bank under `work`."""
+    return on_bank(config, work) if data is None else on_pairs(config, work, data, vision, clip, prompts)

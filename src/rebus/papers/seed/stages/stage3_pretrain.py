@@ -7,6 +7,9 @@ The mini begins the rows of codes from the words that describe the pictures in w
 documents, against a hundred million in the paper, rows that begin as noise would not be learned.
 
     rebus train seed.stage3_pretrain --config mini --work state
+    rebus train seed.stage3_pretrain --config paper --data sets.json --tokenizer weights/seed
+
+With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these.
 
 Dimension key: I images · N codes of an image · K codes of the codebook · D language-model width
 """
@@ -32,8 +35,10 @@ from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
 from rebus.nn.new_rows import Rows
 from rebus.nn.text_tokenizer import TextTokenizer
+from rebus.papers.seed import tuning
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import LanguageConfig, build_language
+from rebus.papers.seed.mixture import PRETRAIN as SOURCES
 from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, SeedConfig
@@ -58,6 +63,8 @@ class Config:
     """Share of each kind of document of the embedded data."""
     batch: int = 116
     """Documents of one step."""
+    source_batch: int | None = None
+    """Real data only: documents of a batch; none: as many as the table says for its source."""
     pack: int | None = None
     """Longest packed row in words; none: a row for each document, padded."""
     lr: float = 1.5e-4
@@ -172,8 +179,34 @@ def training(
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)
 
 
-def stage(config: Config, work: Path) -> Stage:
-    """Needs `work/emoji`, and the weights of mini.vision and SEED's stages 1 and 2 under `work`."""
+def on_mixture(config: Config, data: Path, tokenizer: Path | None) -> Stage:
+    """Stage 3 on the sets that `data` names."""
+    given = tuning.parts(config.system, data, tokenizer)
+    return Stage(
+        name="seed.stage3_pretrain",
+        module=tuning.fresh(given, "plain"),
+        step=lambda module, batch: module(batch),
+        trainable=trainable(config),
+        data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
+        optim=config.optim,
+        config=config,
+    )
+
+
+def trainable(config: Config) -> list[Trainable]:
+    """New rows, adapters, and what of the base is trained in full."""
+    return [
+        Trainable("lm.llm.rows.*", config.row_lr),
+        Trainable("lm.llm.*lora_*", config.lr),
+        *(Trainable(pattern, config.lr) for pattern in config.in_full),
+    ]
+
+
+def stage(config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None) -> Stage:
+    """With `data` it needs a saved SEED as `tokenizer`; without, `work/emoji`, and the weights of mini.vision and SEED's
+    stages 1 and 2 under `work`."""
+    if data is not None:
+        return on_mixture(config, data, tokenizer)
     torch.manual_seed(config.seed)
     module = training(config.system, work, template=config.template, loss=config.loss, pack=config.pack)
     pictures = load_pictures(work / "emoji")
@@ -191,11 +224,7 @@ def stage(config: Config, work: Path) -> Stage:
         name="seed.stage3_pretrain",
         module=module,
         step=lambda module, documents: module(documents),
-        trainable=[
-            Trainable("lm.llm.rows.*", config.row_lr),
-            Trainable("lm.llm.*lora_*", config.lr),
-            *(Trainable(pattern, config.lr) for pattern in config.in_full),
-        ],
+        trainable=trainable(config),
         data=Loader(documents, config.batch),
         evals=[evaluate],
         optim=config.optim,

@@ -4,6 +4,10 @@ LoRA on the model of stage 3, loss on the replies alone. The paper: 18 sets of i
 The mini goes on with stage 3's adapters, in the chat template that its base model was published with.
 
     rebus train seed.stage4_instruct --config mini --work state
+    rebus train seed.stage4_instruct --config paper --data sets.json --tokenizer weights/seed
+
+With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these: stage 3's
+model, merged and where that was done tuned in full, with new adapters.
 
 Dimension key: none; tensors are made in stage 3's module
 """
@@ -19,6 +23,10 @@ import torch
 from rebus.data.emoji import INSTRUCT, EmojiDocuments
 from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
+from rebus.nn.text_model import add_lora
+from rebus.papers.seed import tuning
+from rebus.papers.seed.language import LanguageConfig
+from rebus.papers.seed.mixture import INSTRUCT as SOURCES
 from rebus.papers.seed.stages.stage3_pretrain import language_weights, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.train import Optim, Stage, Trainable
@@ -34,6 +42,8 @@ class Config:
     """Share of each kind of document of the embedded data."""
     batch: int = 128
     """Documents of one step."""
+    source_batch: int | None = None
+    """Real data only: documents of a batch; none: as many as the table says for its source."""
     pack: int | None = None
     """Longest packed row in words; none: a row for each document, padded."""
     lr: float = 1e-4
@@ -64,8 +74,37 @@ CONFIGS = {
 }
 
 
-def stage(config: Config, work: Path) -> Stage:
+def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None) -> Stage:
+    """Stage 4 on the sets that `data` names."""
+    given = tuning.parts(config.system, data, tokenizer)
+    tuned = (work / tuning.TUNED / "weights.safetensors").exists()
+    module = tuning.merged(given, work, "chat", tuned=tuned)
+    language = config.system.language
+    assert isinstance(language, LanguageConfig)  # others were refused when the model was built
+    add_lora(
+        module.lm.llm,
+        rank=language.lora_rank,
+        alpha=language.lora_alpha,
+        dropout=language.lora_dropout,
+        targets=language.lora_targets,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    patterns = ("lm.llm.*lora_*", *tuning.IN_FULL)
+    return Stage(
+        name="seed.stage4_instruct",
+        module=module,
+        step=lambda module, batch: module(batch),
+        trainable=[Trainable(pattern, config.lr) for pattern in patterns],
+        data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
+        optim=config.optim,
+        config=config,
+    )
+
+
+def stage(config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None) -> Stage:
     """Needs what stage 3 needs, and its weights under `work`."""
+    if data is not None:
+        return on_mixture(config, work, data, tokenizer)
     torch.manual_seed(config.seed)
     module = training(config.system, work, template="chat", loss="reply", pack=config.pack)
     started = language_weights(work / "seed.stage3_pretrain")

@@ -283,6 +283,9 @@ def test_law_7_weights_and_configs_survive_their_files(paper, tmp_path):
     rest = {k: v for k, v in one.lm.llm.state_dict().items() if k not in own}
     three.lm.llm.load_state_dict(rest, strict=False)
     three.lm.llm.load_state_dict({k: one.lm.llm.state_dict()[k] for k in own}, strict=False)
+    for projector in ("input_projector", "output_projector"):  # and its ways in and out, where it has them
+        if getattr(one.lm, projector) is not None:
+            getattr(three.lm, projector).load_state_dict(getattr(one.lm, projector).state_dict())
     assert torch.equal(x, log_likelihoods(three.lm, collate(sequences(one)[:1])))
 
 

@@ -68,6 +68,8 @@ class ImageSampling:
     """Classifier-free guidance scale of the diffusion model."""
     noise_level: int | None = None
     """unCLIP only: how much noise is added to the image embedding, 0..999."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels, where the detokenizer draws several (LaVIT)."""
 
 
 class VisualTokenizer(Protocol):

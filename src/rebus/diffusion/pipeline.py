@@ -1,7 +1,7 @@
-"""A published latent diffusion model, as SEED draws with: the UNet, VAE and sampler of a diffusers folder.
+"""A published latent diffusion model, as SEED and LaVIT draw with: the UNet, VAE and sampler of a diffusers folder.
 
 The UNet reads condition tokens by attention (text states, or vectors that stand for them) and, where it was built so, a
-label that joins the time embedding (Stable unCLIP's image embedding).
+label that joins the time embedding (Stable unCLIP's image embedding), or a pooled vector and sizes (SDXL).
 
 Dimension key: I images · S condition tokens · C token width · D label width · c latent channels · h w latent sides ·
 H W height and width in pixels
@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import PIL.Image
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from rebus.checkpoint import LazyTensors, Move, Rule, convert, lay_over, read_tensors
+from rebus.diffusion.flow import noise_like
 from rebus.errors import RebusError
+from rebus.images import to_pil
+from rebus.visual import Progress
 
 SD_VAE: dict[str, Any] = {
     "in_channels": 3,
@@ -52,24 +56,34 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """What the UNet is told: condition tokens, and a label where the UNet takes one."""
+    """What the UNet is told: condition tokens, and what else its kind takes."""
 
     tokens_ISC: Tensor
     label_ID: Tensor | None = None
+    """A label that joins the time embedding (Stable unCLIP)."""
+    seen_IS: Tensor | None = None
+    """bool, which of the tokens may be looked at; none: all."""
+    pooled_IP: Tensor | None = None
+    """A vector of all that is told (SDXL)."""
+    sizes_I6: Tensor | None = None
+    """Original height and width, top and left of the crop, target height and width, in pixels (SDXL)."""
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Told:
+        given: dict[str, Any] = {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None}
+        return Told(**{name: change(x) for name, x in given.items()})
 
     def __getitem__(self, rows: slice) -> Told:
         """The conditions of some images."""
-        return Told(self.tokens_ISC[rows], None if self.label_ID is None else self.label_ID[rows])
+        return self._map(lambda x: x[rows])
 
     def to(self, like: Tensor) -> Told:
-        """The same on the device and with the dtype of `like`."""
-        return Told(self.tokens_ISC.to(like), None if self.label_ID is None else self.label_ID.to(like))
+        """The same on the device and, but for what counts, with the dtype of `like`."""
+        return self._map(lambda x: x.to(like) if x.is_floating_point() else x.to(like.device))
 
     def cat(self, other: Told) -> Told:
-        """Both as one batch."""
-        pairs = (self.label_ID, other.label_ID)
-        labels = [label for label in pairs if label is not None]
-        return Told(torch.cat([self.tokens_ISC, other.tokens_ISC]), torch.cat(labels) if labels else None)
+        """Both as one batch; they are of one kind."""
+        given: dict[str, Any] = {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None}
+        return Told(**{name: torch.cat([x, getattr(other, name)]) for name, x in given.items()})
 
 
 class LatentDiffusion(nn.Module):
@@ -121,14 +135,69 @@ class LatentDiffusion(nn.Module):
 
     def predict(self, x_Ichw: Tensor, time: Tensor, told: Told) -> Tensor:
         """The UNet's answer; its meaning (noise, velocity) is the sampler's."""
+        sizes = None if told.pooled_IP is None else {"text_embeds": told.pooled_IP, "time_ids": told.sizes_I6}
         return self.unet(
-            x_Ichw, time, encoder_hidden_states=told.tokens_ISC, class_labels=told.label_ID, return_dict=False
+            x_Ichw,
+            time,
+            encoder_hidden_states=told.tokens_ISC,
+            class_labels=told.label_ID,
+            encoder_attention_mask=told.seen_IS,
+            added_cond_kwargs=sizes,
+            return_dict=False,
         )[0]
 
     @torch.no_grad()
     def pixels(self, latents_Ichw: Tensor) -> Tensor:
         """Latents → pixels_I3HW in −1..1."""
-        return self.vae.decode(latents_Ichw / self.vae.config.scaling_factor, return_dict=False)[0].clamp(-1, 1)
+        latents_Ichw = (latents_Ichw / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return self.vae.decode(latents_Ichw, return_dict=False)[0].clamp(-1, 1)
+
+    def latent_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Channels, height and width of the latent of an image of `size` (height, width) in pixels.
+
+        Raises RebusError for a size that the networks cannot halve as often as they do, or that is absurdly large.
+        """
+        step = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        least = step * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        most = 4 * step * self.unet.config.sample_size
+        if any(side % least or not 0 < side <= most for side in size):
+            raise RebusError(
+                f"The image decoder draws images whose sides are multiples of {least}, up to {most} pixels, but "
+                f"{size[0]} x {size[1]} (height x width) was asked for. Choose other sides."
+            )
+        return self.unet.config.in_channels, size[0] // step, size[1] // step
+
+
+@torch.no_grad()
+def draw(
+    diffusion: LatentDiffusion,
+    told: Told,
+    untold: Told,
+    generators: Sequence[torch.Generator],
+    *,
+    size: tuple[int, int],
+    steps: int,
+    guidance: float,
+    batch: int,
+) -> Iterator[Progress | PIL.Image.Image]:
+    """`Progress` after every step of every batch of images, then the images. An image begins as noise of its own generator
+    and does not depend on the batch. Raises RebusError for a size that cannot be drawn, and for less than one step."""
+    if steps < 1:
+        raise RebusError(f"An image is drawn in at least one step, but {steps} were asked for. Use 20 to 50.")
+    like = diffusion.unet.conv_in.weight
+    shape, told, untold = diffusion.latent_of(size), told.to(like), untold.to(like)
+    images: list[PIL.Image.Image] = []
+    starts = range(0, len(generators), batch)
+    for start in starts:
+        rows = slice(start, start + batch)
+        noise = latents = noise_like(shape, generators[rows], like=like)
+        for done, of, now in diffusion.sample(
+            noise, told[rows], untold[rows], steps=steps, guidance=guidance, generators=generators[rows]
+        ):
+            latents = now
+            yield Progress(start // batch * of + done, of * len(starts))
+        images += to_pil(diffusion.pixels(latents).float(), mean=(0.5,) * 3, std=(0.5,) * 3)
+    yield from images
 
 
 def make_scheduler(config: Mapping[str, Any]) -> Any:

@@ -1,0 +1,159 @@
+"""LaVIT's decoder: the codes of an image → its patch features, as the vision encoder gave them (section 3.1), and the two
+heads that make of these what a latent diffusion model is told.
+
+The decoder is not told where the kept patches lay: position is the order of the codes alone.
+
+Dimension key: I images · N patches · T codes of all images · L codes of the longest image · E code width · C width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rebus.errors import RebusError
+from rebus.nn.attention import MLP, Attention, SelfAttention, attend, init_linears
+from rebus.papers.lavit.rows import slots, spread
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the decoder; the defaults are the published ones."""
+
+    patches: int = 256
+    """Patches of an image, and the most codes that one may have."""
+    code_width: int = 32
+    """Width of a codebook entry."""
+    width: int = 1408
+    """Width of the patch features."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 16
+    """Attention heads."""
+    mlp_hidden: int = 6144
+    """Hidden width of the feed-forward."""
+    eps: float = 1e-5
+    """Epsilon of the layer norms."""
+
+
+class DecoderBlock(nn.Module):
+    """Queries look at each other, then at the codes, then think."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        width, heads, eps = config.width, config.heads, config.eps
+        self.norm0 = nn.LayerNorm(width, eps=eps)
+        self.self_attention = SelfAttention(width, heads)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.cross = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, config.mlp_hidden)
+
+    def to_codes(self, x_INC: Tensor, codes_TC: Tensor, slots_IL: Tensor) -> Tensor:
+        """What attention to the codes gives, of the normalised queries; keys and values of real codes only."""
+        k_ILC, v_ILC = (spread(map_(codes_TC), slots_IL) for map_ in (self.cross.key, self.cross.value))
+        seen_I11L = slots_IL[:, None, None]
+        return self.cross.proj(attend(self.cross.query(x_INC), k_ILC, v_ILC, self.cross.heads, seen_I11L))
+
+    def forward(self, x_INC: Tensor, codes_TC: Tensor, slots_IL: Tensor) -> Tensor:
+        """x_INC → x_INC; the codes stay as they are."""
+        x_INC = x_INC + self.self_attention(self.norm0(x_INC))
+        x_INC = x_INC + self.to_codes(self.norm1(x_INC), codes_TC, slots_IL)
+        return x_INC + self.mlp(self.norm2(x_INC))
+
+
+class Decoder(nn.Module):
+    """Codebook entries of several images, end to end → patch features of each."""
+
+    def __init__(self, config: DecoderConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.in_proj = nn.Linear(config.code_width, width)
+        # the published class begins these as zeros, from which queries that are all alike would never part
+        self.positions = nn.Parameter(torch.zeros(1, config.patches, width))
+        self.queries = nn.Parameter(torch.zeros(1, config.patches, width))
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=config.eps)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+        init_linears(self, generator)
+        for table in (self.positions, self.queries):
+            nn.init.trunc_normal_(table, std=0.02, generator=generator)
+
+    def place(self, z_TE: Tensor, lengths_I: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries → packed codes_TC with their positions, and the slots_IL that they take.
+
+        An image without codes, which nothing here writes, gets the bare positions of the longest image, as in the
+        published code. Raises RebusError for more codes than there are positions, or lengths that do not add up.
+        """
+        most, longest = self.config.patches, int(lengths_I.max())
+        if longest > most or int(lengths_I.sum()) != len(z_TE):
+            raise RebusError(
+                f"An image has at most {most} codes, and lengths count the codes that are given, but the longest of "
+                f"{len(lengths_I)} images has {longest}, all have {int(lengths_I.sum())}, and {len(z_TE)} were given. "
+                "Check how the codes were packed."
+            )
+        x_ILC = spread(self.in_proj(z_TE), slots(lengths_I)) + self.positions[:, :longest]
+        slots_IL = slots(torch.where(lengths_I > 0, lengths_I, longest))
+        return x_ILC[slots_IL], slots_IL
+
+    def forward(self, z_TE: Tensor, lengths_I: Tensor) -> Tensor:
+        """Entries of all images, image by image, and how many each has → features x_INC. Raises as `place` does."""
+        codes_TC, slots_IL = self.place(z_TE, lengths_I)
+        x_INC = self.queries.expand(len(lengths_I), -1, -1)
+        for block in self.blocks:
+            x_INC = block(x_INC, codes_TC, slots_IL)
+        return self.head(self.norm(x_INC))
+
+
+class TokenHead(nn.Module):
+    """Features → the tokens that a UNet of Stable Diffusion 1.5's kind reads."""
+
+    def __init__(self, width: int, tokens: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, tokens)
+        init_linears(self, generator)
+
+    def forward(self, x_INC: Tensor) -> Tensor:
+        """x_INC → tokens [I, N, tokens]."""
+        return self.proj(x_INC)
+
+
+class AttentionPool(nn.Module):
+    """Features → one vector: their mean asks all of them (CLIP's ResNets end so)."""
+
+    def __init__(self, patches: int, width: int, out: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positions = nn.Parameter(torch.zeros(patches + 1, width))
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.proj = nn.Linear(width, out)
+
+    def tokens(self, x_INC: Tensor) -> Tensor:
+        """The mean, then the features, with positions: [I, 1 + N, C]."""
+        return torch.cat([x_INC.mean(1, keepdim=True), x_INC], dim=1) + self.positions
+
+    def forward(self, x_INC: Tensor) -> Tensor:
+        """x_INC → [I, out]. (The published class lets every token ask and takes the first answer.)"""
+        x_INC = self.tokens(x_INC)
+        asked_I1C = attend(self.query(x_INC[:, :1]), self.key(x_INC), self.value(x_INC), self.heads)
+        return self.proj(asked_I1C)[:, 0]
+
+
+class PooledHead(nn.Module):
+    """Features → what a UNet of SDXL's kind reads: tokens in two parts, as SDXL's two text encoders give, and a vector."""
+
+    def __init__(
+        self, config: DecoderConfig, widths: tuple[int, int], generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Linear(config.width, width) for width in widths)
+        self.pool = AttentionPool(config.patches, config.width, widths[1], config.heads)
+        init_linears(self, generator)
+        nn.init.trunc_normal_(self.pool.positions, std=config.width**-0.5, generator=generator)
+
+    def forward(self, x_INC: Tensor) -> tuple[Tensor, Tensor]:
+        """x_INC → tokens [I, N, sum of the widths] and the vector [I, second width]."""
+        return torch.cat([self.first(x_INC), self.second(x_INC)], dim=-1), self.pool(x_INC)

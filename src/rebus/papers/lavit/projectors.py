@@ -1,0 +1,41 @@
+"""LaVIT's way into the language model: a merger of its own, trained with the language model, and one linear layer.
+
+Dimension key: I images · N patches · T kept patches of all images · C width · D language-model width
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rebus.errors import RebusError
+from rebus.nn.attention import init_linears
+from rebus.papers.lavit.merger import Merger, MergerConfig
+from rebus.visual import Features, Patches
+
+
+class LavitInputProjector(nn.Module):
+    """Patches → vectors of the language model's width, one for each kept patch. The merger is not the tokenizer's: that
+    one serves the codes and never changes after stage 1 (section 3.2)."""
+
+    def __init__(self, config: MergerConfig, llm_width: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.merger = Merger(config, generator)
+        self.proj = nn.Linear(config.width, llm_width)
+        init_linears(self.proj, generator)
+
+    def forward(self, inputs: list[Features | Patches]) -> Tensor:
+        """T x D, the kept patches of all images in order. Raises RebusError for anything but patches of this width."""
+        width = self.merger.config.width
+        patches = [image for image in inputs if isinstance(image, Patches)]
+        for number, image in enumerate(inputs, 1):
+            if not isinstance(image, Patches) or image.x_NC.shape[-1] != width:
+                what = list(image.x_NC.shape) if isinstance(image, Patches) else type(image).__name__
+                raise RebusError(
+                    f"LaVIT reads images as patches of width {width}, but image {number} of {len(inputs)} is {what}. "
+                    "Encode it with this model's tokenizer."
+                )
+        weight = self.proj.weight
+        x_INC = torch.stack([image.x_NC for image in patches]).to(weight)
+        keep_IN = torch.stack([image.keep_N for image in patches]).to(weight.device)
+        return self.proj(self.merger.kept(x_INC, keep_IN))

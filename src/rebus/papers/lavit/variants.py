@@ -1,0 +1,100 @@
+"""The sizes that LaVIT comes in: a tiny one for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rebus.diffusion.pipeline import DiffusionConfig
+from rebus.nn.vit import ViTConfig
+from rebus.papers.lavit.decoder import DecoderConfig
+from rebus.papers.lavit.detokenizer import DDIM, HighresConfig, LowresConfig
+from rebus.papers.lavit.language import LanguageConfig, MergedLanguageConfig
+from rebus.papers.lavit.merger import MergerConfig
+from rebus.papers.lavit.spelling import LavitGrammarConfig, mini
+from rebus.papers.lavit.tokenizer import LavitTokenizerConfig
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class LavitConfig:
+    """A whole LaVIT: the four parts."""
+
+    tokenizer: LavitTokenizerConfig = field(default_factory=LavitTokenizerConfig)
+    """How it sees."""
+    projector: MergerConfig = field(default_factory=MergerConfig)
+    """The merger that leads into the language model; not the tokenizer's own."""
+    grammar: LavitGrammarConfig = field(default_factory=LavitGrammarConfig)
+    """How it spells."""
+    language: LanguageConfig | MergedLanguageConfig = field(default_factory=MergedLanguageConfig)
+    """What continues the sequence."""
+    detokenizer: HighresConfig | LowresConfig = field(default_factory=HighresConfig)
+    """How it draws."""
+    weights: str | None = None
+    """The embedded weights that are loaded where none are named; none: random."""
+    base: str | None = None
+    """The shared weights that these are laid over: vision encoder and latent codec of the mini family."""
+
+
+_MERGER = MergerConfig(width=32, depth=2, heads=2, mlp_hidden=64, softmax="masked")
+TINY = LavitConfig(
+    tokenizer=LavitTokenizerConfig(
+        vision=ViTConfig(image_size=32, patch=8, width=32, depth=1, heads=2, mlp_hidden=64),
+        merger=_MERGER,
+        codebook_size=64,
+        code_width=8,
+        selection="sample",  # a selector that has learned nothing would keep all patches of an image or none
+        mean=HALF,
+        std=HALF,
+    ),
+    projector=_MERGER,
+    grammar=mini(262, 64, 16, fewest=2, most=12),
+    language=LanguageConfig(
+        base={
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        },
+        new_words=66,
+    ),
+    detokenizer=HighresConfig(
+        decoder=DecoderConfig(patches=16, code_width=8, width=32, depth=1, heads=2, mlp_hidden=64),
+        codes=64,
+        diffusion=DiffusionConfig(
+            unet={
+                "sample_size": 16,
+                "in_channels": 4,
+                "out_channels": 4,
+                "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+                "block_out_channels": (8, 16),
+                "layers_per_block": 1,
+                "attention_head_dim": 2,
+                "norm_num_groups": 4,
+                "cross_attention_dim": 24,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 4,
+                "projection_class_embeddings_input_dim": 40,
+            },
+            scheduler=DDIM,
+            vae={
+                "down_block_types": ("DownEncoderBlock2D",) * 2,
+                "up_block_types": ("UpDecoderBlock2D",) * 2,
+                "block_out_channels": (8, 8),
+                "norm_num_groups": 4,
+                "latent_channels": 4,
+                "sample_size": 32,
+            },
+        ),
+        widths=(8, 16),
+        size=(32, 32),
+        steps=2,
+        batch=2,
+    ),
+)
+
+VARIANTS = {"tiny": TINY}

@@ -223,3 +223,21 @@ def test_a_past_reply_is_read_as_it_was_written(small):
     )
     ids = small.serialize(Document((user(two), assistant(two)))).ids
     assert [i - 259 for i in ids if 259 <= i < 265] == [0, 0, 0, 0, 5, 5, 5, 5]
+
+
+def test_codes_of_their_own_place():
+    own = grammar(mini(SMOL.words, 12, per_image=4, per_query=True), SMOL)
+    first = own.config.first_code
+    reply = [own.special.begin_image]
+    for place in range(4):
+        allowed = own.next(reply, "image", 50)
+        assert isinstance(allowed, Allow)
+        assert allowed.mask_V.nonzero().flatten().tolist() == list(range(first + 3 * place, first + 3 * place + 3))
+        reply.append(first + 3 * place + 1)
+    assert own.next(reply, "image", 50) == Force((own.special.end_image,))
+    reply.append(own.special.end_image)
+    (drawn,) = own.read(reply)
+    assert drawn.generated.ids_N.tolist() == [1, 4, 7, 10]
+    wrong = Image(understood=Codes(torch.tensor([1, 4, 1, 10]), "seed"))
+    with pytest.raises(RebusError, match="as number 3 are 6 to 8, but .* has 1"):
+        own.serialize(Document((user(wrong),)))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rebus.nn.quantize import CodeUsage, EmaQuantizer, VectorQuantizer, kmeans, nearest, usage
+from rebus.errors import RebusError
+from rebus.nn.quantize import CodeUsage, EmaQuantizer, GroupedQuantizer, VectorQuantizer, kmeans, nearest, usage
 
 
 def seeded(number: int = 0) -> torch.Generator:
@@ -97,3 +98,23 @@ def test_usage_counts_entries_and_perplexity() -> None:
     for _ in range(10):
         counts.add(torch.tensor([[0, 1], [1, 1]]))
     assert counts.dead_K().tolist() == [False, False, True, True]
+
+
+def test_grouped_codes_say_their_place():
+    generator = torch.Generator().manual_seed(0)
+    quantizer = GroupedQuantizer(12, 3, places=4)
+    x_INC = torch.randn(50, 4, 3, generator=generator) + torch.arange(4.0)[None, :, None]
+    quantizer.start_from(x_INC.flatten(0, 1), generator)
+    ids_IN = quantizer.encode(x_INC)
+    assert (ids_IN // 3 == torch.arange(4)).all() and len(ids_IN.unique()) == 12
+    for place in range(4):  # each the nearest of its own
+        own_KC = quantizer.codebook_KC[3 * place : 3 * place + 3]
+        assert torch.equal(ids_IN[:, place] - 3 * place, torch.cdist(x_INC[:, place], own_KC).argmin(1))
+    assert torch.equal(quantizer(x_INC).ids, ids_IN)
+    dead_K = torch.zeros(12, dtype=torch.bool)
+    dead_K[[1, 10]] = True
+    assert quantizer.revive(dead_K, x_INC.flatten(0, 1), generator) == 2
+    for entry in (1, 10):
+        assert (x_INC[:, entry // 3] == quantizer.codebook_KC[entry]).all(1).any()
+    with pytest.raises(RebusError, match="evenly"):
+        GroupedQuantizer(10, 3, places=4)

@@ -16,6 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rebus.errors import RebusError
+
 LossOrder = Literal["legacy", "standard"]
 """What `beta` weighs: `standard` the commitment of the encoder (VQ-VAE), `legacy` the codebook's term (SEED's code)."""
 
@@ -81,6 +83,60 @@ class VectorQuantizer(nn.Module):
         """Moves the entries where `dead_K` is true onto random vectors of `x_TC`; returns how many were moved."""
         dead_D = dead_K.nonzero().flatten()
         self.codebook_KC[dead_D] = _pick(x_TC, len(dead_D), generator).to(self.codebook_KC.dtype)
+        return len(dead_D)
+
+
+class GroupedQuantizer(VectorQuantizer):
+    """A codebook of which every place of a vector's sequence has its own part: entry k belongs to place k // (K / N).
+
+    The last but one axis of what is quantised has the N places. An id says what it says wherever it is read, so that
+    a language model learns its meaning from far fewer pictures than that of an id shared by all places.
+    Raises RebusError when the entries cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        width: int,
+        places: int,
+        *,
+        beta: float = 0.25,
+        order: LossOrder = "standard",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(codebook_size, width, beta=beta, order=order, generator=generator)
+        if codebook_size % places:
+            raise RebusError(
+                f"{codebook_size} codes cannot be shared out evenly among {places} places. "
+                f"Use a multiple of {places}, such as {-(-codebook_size // places) * places}."
+            )
+        self.places = places
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """[…, N, C] → ids […, N]: for each place the nearest of its own entries, the lowest id among equals."""
+        x_TNC = x.reshape(-1, self.places, x.shape[-1])
+        own_NKC = self.codebook_KC.view(self.places, -1, x.shape[-1])
+        ids_NT = torch.stack([nearest(x_TC, own_KC) for x_TC, own_KC in zip(x_TNC.unbind(1), own_NKC, strict=True)])
+        first_N1 = torch.arange(self.places, device=x.device)[:, None] * own_NKC.shape[1]
+        return (ids_NT + first_N1).T.reshape(x.shape[:-1])
+
+    @torch.no_grad()
+    def start_from(self, x_TC: Tensor, generator: torch.Generator | None = None, *, steps: int = 10) -> None:
+        """Sets each place's entries to the k-means centres of that place; `x_TC` is […, N, C] laid flat."""
+        own = len(self.codebook_KC) // self.places
+        x_TNC = x_TC.float().view(-1, self.places, x_TC.shape[-1])
+        self.codebook_KC.copy_(torch.cat([kmeans(x_TC, own, generator, steps=steps) for x_TC in x_TNC.unbind(1)]))
+
+    @torch.no_grad()
+    def revive(self, dead_K: Tensor, x_TC: Tensor, generator: torch.Generator | None = None) -> int:
+        """Moves the entries where `dead_K` is true onto random vectors of their places; returns how many were moved."""
+        dead_D = dead_K.nonzero().flatten().to(x_TC.device)
+        x_TNC = x_TC.view(-1, self.places, x_TC.shape[-1])
+        device = x_TC.device if generator is None else generator.device
+        chosen_D = torch.randint(len(x_TNC), dead_D.shape, generator=generator, device=device).to(x_TC.device)
+        places_D = dead_D // (len(self.codebook_KC) // self.places)
+        self.codebook_KC[dead_D] = x_TNC[chosen_D, places_D].to(self.codebook_KC.dtype)
         return len(dead_D)
 
 

@@ -51,9 +51,22 @@ class SeedGrammar:
         in_text_V[config.first_code : config.first_code + config.codes] = False
         begins_V = in_text_V.clone()
         begins_V[config.begin_image] = True
-        codes_V = torch.zeros(self.vocabulary, dtype=torch.bool)
-        codes_V[config.first_code : config.first_code + config.codes] = True
-        self._text, self._text_or_image, self._codes = Allow(in_text_V), Allow(begins_V), Allow(codes_V)
+        self._text, self._text_or_image = Allow(in_text_V), Allow(begins_V)
+        places = range(config.per_image)
+        self._codes = [self._allowed(n) for n in places] if config.per_query else [self._allowed(0)] * len(places)
+
+    def _codes_at(self, place: int) -> range:
+        """The codes that may stand at a place of an image."""
+        if not self.config.per_query:
+            return range(self.config.codes)
+        own = self.config.codes // self.config.per_image
+        return range(place * own, (place + 1) * own)
+
+    def _allowed(self, place: int) -> Allow:
+        codes = self._codes_at(place)
+        mask_V = torch.zeros(self.vocabulary, dtype=torch.bool)
+        mask_V[self.config.first_code + codes.start : self.config.first_code + codes.stop] = True
+        return Allow(mask_V)
 
     # ------------------------------------------------------------------------------------------ documents → words
 
@@ -140,10 +153,13 @@ class SeedGrammar:
                 f"SEED writes an image as {count} codes, but {place} has {len(ids)}. "
                 "Encode it again with `rebus tokenize`, or check which tokenizer wrote these codes."
             )
-        outside = [code for code in ids if not 0 <= code < codes]
+        outside = [(at, code) for at, code in enumerate(ids) if code not in self._codes_at(at)]
         if outside:
+            at, code = outside[0]
+            own = self._codes_at(at) if 0 <= code < codes else range(codes)
+            where = f" as number {at + 1}" if len(own) < codes else ""
             raise RebusError(
-                f"SEED's codes here are 0 to {codes - 1}, but {place} has {outside[0]}. "
+                f"SEED's codes here{where} are {own.start} to {own.stop - 1}, but {place} has {code}. "
                 "Encode it again with `rebus tokenize`, or check which tokenizer wrote these codes."
             )
         return [self.config.first_code + code for code in ids]
@@ -155,7 +171,7 @@ class SeedGrammar:
         special, count = self.special, self.config.per_image
         inside = _open_image(reply, special)
         if inside is not None:
-            return self._codes if inside < count else Force((special.end_image,))
+            return self._codes[inside] if inside < count else Force((special.end_image,))
         fits = left >= count + 2
         if modality == "image":
             if special.end_image in reply:
@@ -191,7 +207,7 @@ class SeedGrammar:
             stop = at + 1 + self.config.per_image
             codes = [i - self.config.first_code for i in ids[at + 1 : stop]]
             whole = ids[stop : stop + 1] == [self.special.end_image]
-            if not whole or not all(0 <= code < self.config.codes for code in codes):
+            if not whole or not all(code in self._codes_at(n) for n, code in enumerate(codes)):
                 raise RebusError(
                     f"SEED writes an image as {self.config.per_image} codes between two marks, but the image at word "
                     f"{at + 1} of the reply is not so. Generate with this grammar, which finishes every image."

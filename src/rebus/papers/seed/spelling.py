@@ -18,6 +18,9 @@ class SeedGrammarConfig:
     """Entries of the visual vocabulary."""
     per_image: int = 32
     """Codes of one image."""
+    per_query: bool = False
+    """Whether each place of an image has codes of its own, codes / per_image of them, as with the tokenizer's
+    `codebook="per_query"`; if not, any code may stand anywhere."""
     first_code: int = 32000
     """Id of code 0; code k is the word first_code + k."""
     begin_image: int = 40192
@@ -84,11 +87,12 @@ def official(variant: Literal["8b", "14b", "v1"]) -> SeedGrammarConfig:
             return replace(words, bos="</s>", eos="</s>", pad="<pad>", chat=plain, plain=plain)
 
 
-def mini(words: int, codes: int, per_image: int = 32) -> SeedGrammarConfig:
+def mini(words: int, codes: int, per_image: int = 32, *, per_query: bool = False) -> SeedGrammarConfig:
     """The spelling on SmolLM2: its own chat template, new words behind its vocabulary."""
     plain = Template(begin="<|endoftext|>", end="<|im_end|>")
     return replace(
         after_words(words, codes, per_image),
+        per_query=per_query,
         bos="<|endoftext|>",
         eos="<|im_end|>",
         pad="<|endoftext|>",

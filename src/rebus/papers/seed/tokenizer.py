@@ -21,7 +21,7 @@ from rebus.document import Image
 from rebus.errors import RebusError
 from rebus.images import CLIP_MEAN, CLIP_STD, RGB, Resize, prepare
 from rebus.nn.attention import Block, init_linears_by_width, init_transformer
-from rebus.nn.quantize import LossOrder, Quantized, VectorQuantizer
+from rebus.nn.quantize import GroupedQuantizer, LossOrder, Quantized, VectorQuantizer
 from rebus.nn.vit import ViT, ViTConfig
 from rebus.papers.seed.qformer import QFormer, QFormerConfig
 from rebus.visual import Codes, Purpose
@@ -45,6 +45,10 @@ class SeedTokenizerConfig:
     """Epsilon of the layer norm between the two."""
     codebook_size: int = 8192
     """Entries of the codebook."""
+    codebook: Literal["shared", "per_query"] = "shared"
+    """Whether all queries share the entries (the paper), or each has its own, codebook_size / queries of them. What a
+    shared code means depends on its place among the 32; a language model that sees ten thousand pictures instead of a
+    hundred million does not learn that."""
     code_width: int = 32
     """Width of an entry."""
     commitment: float = 0.25
@@ -75,6 +79,13 @@ class SeedTokenizerConfig:
     """Channel means of the pixels."""
     std: RGB = CLIP_STD
     """Channel deviations of the pixels."""
+
+
+def _quantizer(config: SeedTokenizerConfig, generator: torch.Generator | None) -> VectorQuantizer:
+    size, width, beta, order = config.codebook_size, config.code_width, config.commitment, config.loss_order
+    if config.codebook == "shared":
+        return VectorQuantizer(size, width, beta=beta, order=order, generator=generator)
+    return GroupedQuantizer(size, width, config.qformer.queries, beta=beta, order=order, generator=generator)
 
 
 class CosinePositions(nn.Module):
@@ -195,9 +206,7 @@ class SeedTokenizer(nn.Module):
         self.source_positions = CosinePositions(config.vision) if config.source_positions == "cosine" else nn.Identity()
         self.qformer = QFormer(config.qformer, generator)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code))
-        self.quantizer = VectorQuantizer(
-            config.codebook_size, code, beta=config.commitment, order=config.loss_order, generator=generator
-        )
+        self.quantizer = _quantizer(config, generator)
         self.from_code = nn.Sequential(nn.Linear(code, code), nn.Tanh(), nn.Linear(code, width))
         self.image_decoder = CodeDecoder(config, generator)
         self.embedding_decoder = CodeDecoder(config, generator)

@@ -49,7 +49,8 @@ MINI = SeedConfig(
             width=192, depth=4, heads=8, mlp_hidden=768, source_width=192, look_gain=6.0, dropout=0.0
         ),
         source_positions="cosine",
-        codebook_size=1024,
+        codebook="per_query",
+        codebook_size=2048,
         code_width=16,
         decoder_depth=2,
         decoder_heads=4,
@@ -60,8 +61,8 @@ MINI = SeedConfig(
         mean=HALF,
         std=HALF,
     ),
-    grammar=mini(SMOLLM2_WORDS, 1024),
-    language=LanguageConfig(base=BASE_LLM, new_words=1026, lora_dropout=0.0),
+    grammar=mini(SMOLLM2_WORDS, 2048, per_query=True),
+    language=LanguageConfig(base=BASE_LLM, new_words=2050, lora_dropout=0.0),
     weights="seed-mini",
     base="mini",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from rebus.checkpoint import SavedSystem, config_to_json, load_system, save_system
+from rebus.papers.seed.trained import pack_trained
 from rebus.papers.seed.variants import VARIANTS
 from rebus.train.packing import Places, gather, spread
 
@@ -21,8 +22,11 @@ DRAWN = ("denoiser.", "draft.", "unclip.")
 
 def pack(work: Path, folder: Path, variant: str = "mini") -> SavedSystem:
     """Writes `folder` from the weights of the stages under `work`, numbers as float16. The later stage's tensors are
-    laid over the earlier's; shared parts are left to the base (`rebus.mini.pack`)."""
+    laid over the earlier's; shared parts are left to the base (`rebus.mini.pack`). Variants without shared parts are
+    written by `pack_trained`."""
     config = VARIANTS[variant]
+    if config.base is None:
+        return pack_trained(work, folder, variant)
     parts = gather(work, PLACES)
     parts["detokenizer"] = {name: x for name, x in parts["detokenizer"].items() if name.startswith(DRAWN)}
     source = "trained by runs/seed_mini.sh"

@@ -140,7 +140,7 @@ def convert_published(
         text = read_tokenizer(folder_of_text)
         config = replace(config, grammar=_spelling(folder_of_text, config.grammar))
         SeedGrammar(text, config.grammar, "")  # raises for a tokenizer that lacks the template's special words
-        others["text"] = _text_file(folder_of_text)
+        others["text"] = text_file(folder_of_text)
         if found.language is not None:
             config, lm = _language(found.language, config, text, ignore_unexpected)
             parts["lm"], dropped["lm"], ignored["lm"] = lm
@@ -180,7 +180,7 @@ def _tokenizer(
     return lay_over(vision.tensors, coded.tensors), {"tokenizer": dropped}, {"tokenizer": coded.ignored}
 
 
-def _text_file(folder: Path) -> dict[str, bytes]:
+def text_file(folder: Path) -> dict[str, bytes]:
     """The text tokenizer's file. LLaMA's older one is preferred, because text must be cut as it was in training: with a
     space in front of every segment, which newer conversions of it leave out."""
     name = next(name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).exists())

@@ -10,7 +10,7 @@ Dimension key: none; tensors are made by the language model
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rebus.document import Document
 from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import InterleavedLM, Losses
+from rebus.nn.text_model import add_lora
 from rebus.papers.seed.build import tokenizer_layers
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import LanguageConfig, build_language, share_codebook
@@ -144,6 +145,24 @@ def batches(given: Parts, sources: Sequence[Source], *, batch: int | None, seed:
     """The mixture, from the sets that the user has."""
     places = read_places(given.data, sources)
     return SourceBatches(sources, places, batch=batch, seed=seed, rank=parallel.rank(), world=parallel.world_size())
+
+
+def adapt(module: MixtureTraining, language: LanguageConfig, *, seed: int = 0) -> None:
+    """New adapters on a merged model, of the size that stage 3's had."""
+    add_lora(
+        module.lm.llm,
+        rank=language.lora_rank,
+        alpha=language.lora_alpha,
+        dropout=language.lora_dropout,
+        targets=language.lora_targets,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def recorded(config: Any, given: Parts) -> dict[str, Any]:
+    """A stage's config with the folder of the tokenizer that it was given, as it is written beside the weights."""
+    held = {field.name: getattr(config, field.name) for field in fields(config)}
+    return held | {"tokenizer": str(given.tokenizer.resolve())}
 
 
 def merged_tensors(module: MixtureTraining) -> tuple[dict[str, Tensor], Mapping[str, Any]]:

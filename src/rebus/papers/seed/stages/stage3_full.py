@@ -59,5 +59,5 @@ def stage(config: Config, work: Path, data: Path, tokenizer: Path | None = None)
         trainable=[Trainable("lm.llm.base.*embed_*", 0.0), Trainable("lm.llm.base.*", config.lr)],
         data=tuning.batches(given, PRETRAIN, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
-        config=config,
+        config=tuning.recorded(config, given),
     )

@@ -189,7 +189,7 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None) -> Stage:
         trainable=trainable(config),
         data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
-        config=config,
+        config=tuning.recorded(config, given),
     )
 
 

@@ -23,7 +23,6 @@ import torch
 from rebus.data.emoji import INSTRUCT, EmojiDocuments
 from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
-from rebus.nn.text_model import add_lora
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
@@ -81,14 +80,7 @@ def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None) -
     module = tuning.merged(given, work, "chat", tuned=tuned)
     language = config.system.language
     assert isinstance(language, LanguageConfig)  # others were refused when the model was built
-    add_lora(
-        module.lm.llm,
-        rank=language.lora_rank,
-        alpha=language.lora_alpha,
-        dropout=language.lora_dropout,
-        targets=language.lora_targets,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    tuning.adapt(module, language, seed=config.seed)
     patterns = ("lm.llm.*lora_*", *tuning.IN_FULL)
     return Stage(
         name="seed.stage4_instruct",
@@ -97,7 +89,7 @@ def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None) -
         trainable=[Trainable(pattern, config.lr) for pattern in patterns],
         data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
-        config=config,
+        config=tuning.recorded(config, given),
     )
 
 

@@ -1,4 +1,4 @@
-"""The sizes that LaVIT comes in: a tiny one for tests."""
+"""The sizes that LaVIT comes in: the two releases, and a tiny one for tests."""
 
 from __future__ import annotations
 
@@ -97,4 +97,9 @@ TINY = LavitConfig(
     ),
 )
 
-VARIANTS = {"tiny": TINY}
+V2 = LavitConfig()
+"""The second release: the first one trained on, with images captioned by itself; the same sizes, other numbers."""
+V1 = LavitConfig()
+"""The first release, on Llama-2-7B."""
+
+VARIANTS = {"v2": V2, "v1": V1, "tiny": TINY}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rebus.errors import RebusError
 from rebus.papers.lavit.detokenizer import DDIM, HighresConfig, LowresConfig
 from rebus.papers.lavit.export import export_published
 from rebus.papers.lavit.published import convert_published, find_published
-from rebus.sampling import Sampling
+from rebus.papers.lavit.settings import ANSWER, CAPTION, DRAW
 from rebus.sequence import collate
 from rebus.system import System, load
 from rebus.visual import Codes, ImageSampling
@@ -78,19 +79,20 @@ def test_it_reads_words_and_vectors_as_published(system: System, written: Releas
 
 def test_it_says_and_draws(system: System) -> None:
     wish = Document((user("cat"),))
-    sampling = Sampling(max_new_tokens=8, temperature=1.0, guidance=4.0, image=ImageSampling(size=(24, 16)))
+    sampling = replace(DRAW, image=ImageSampling(size=(24, 16)))
     (message,) = system.generate([wish], modality="image", sampling=sampling, generators=[tiny.generator(0)])
     (image,) = message.images
     assert image.pixels.size == (16, 24) and 1 <= len(image.generated.ids_N) <= 3
     seen = Document((user(tiny.picture(), "cat"),))
-    (reply,) = system.generate([seen], modality="text", sampling=Sampling(max_new_tokens=5))
-    assert not reply.images
+    for asked in (CAPTION, ANSWER):
+        (reply,) = system.generate([seen], modality="text", sampling=asked)
+        assert not reply.images and not any(stop in reply.text for stop in asked.stop)
 
 
 def test_the_other_image_decoder_is_taken_when_named(folder: Path, written: Release) -> None:
     found = find_published(folder / "release", folder / "release" / "pixel_decoding")
     assert found.decoder.name == "tokenizer_decoder.bin"
-    config = CONFIG.__class__(**{**vars(CONFIG), "detokenizer": lavit_release.LOWRES})
+    config = replace(CONFIG, detokenizer=lavit_release.LOWRES)
     convert_published(found, folder / "low", "v1", config=config)
     system = load("lavit:v1", weights=folder / "low", dtype=torch.float32, parts=("detokenizer",))
     assert isinstance(system.detokenizer.config, LowresConfig) and system.detokenizer.config.empty == 3
@@ -131,7 +133,7 @@ def test_there_and_back(which: str, folder: Path, system: System, written: Relea
 
 
 def _config(which: str) -> Any:
-    return CONFIG if which == "ours" else CONFIG.__class__(**{**vars(CONFIG), "detokenizer": lavit_release.LOWRES})
+    return CONFIG if which == "ours" else replace(CONFIG, detokenizer=lavit_release.LOWRES)
 
 
 def test_codes_that_were_stored_are_read_and_learned(system: System) -> None:

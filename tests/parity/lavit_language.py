@@ -21,6 +21,7 @@ from rebus.grammar import Allow
 from rebus.lm import InterleavedLM
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.papers.lavit.grammar import LavitGrammar
+from rebus.papers.lavit.settings import ANSWER, CAPTION, DRAW
 from rebus.papers.lavit.spelling import LavitGrammarConfig
 from rebus.sampling import Sampling, log_scores
 from rebus.sequence import collate
@@ -168,6 +169,13 @@ def check_suppressed(golden: Golden, grammar: LavitGrammar) -> None:
         free_V[first : last + 1] = False
         free_V[list(specials)] = False
         assert torch.equal(action.mask_V, free_V)
+    for kind, ours in (("caption", CAPTION), ("vqa", ANSWER), ("t2i", DRAW)):
+        theirs = asked[kind]
+        assert (ours.beams, ours.length_penalty) == (theirs["num_beams"], theirs["length_penalty"])
+        assert ours.is_greedy != theirs["do_sample"] and (ours.is_greedy or ours.temperature == theirs["temperature"])
+        if kind != "t2i":  # there the words that count are the image's own
+            assert (ours.min_new_tokens, ours.max_new_tokens) == (theirs["min_new_tokens"], theirs["max_new_tokens"])
+    assert DRAW.top_k == asked["t2i"]["top_k"] and DRAW.max_new_tokens == asked["t2i"]["max_new_tokens"] + 2
     assert asked["t2i"]["eos_token_id"] == grammar.special.end_image
     assert asked["t2i"]["min_new_tokens"] == grammar.config.fewest
     assert asked["t2i"]["max_new_tokens"] == grammar.config.most

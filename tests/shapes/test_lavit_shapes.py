@@ -15,6 +15,7 @@ from rebus.checkpoint import convert, export, without_weights
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.papers.lavit.convert import DECODER_RULES, ENCODER_RULES, LANGUAGE_RULES, PROJECTOR_RULES, vision_rules
 from rebus.papers.lavit.decoder import Decoder, DecoderConfig, PooledHead, TokenHead
+from rebus.papers.lavit.detokenizer import ASPECTS, HighresConfig, LavitDetokenizer, LowresConfig
 from rebus.papers.lavit.language import LLAMA_7B
 from rebus.papers.lavit.merger import MergerConfig
 from rebus.papers.lavit.projectors import LavitInputProjector
@@ -85,3 +86,18 @@ def test_the_decoders(published: dict[str, Any], kind: str) -> None:
         ours = nn.ModuleDict({"decoder": Decoder(config), "head": head}).state_dict()
     check_both_ways(file_of(published, f"visual_tokenizer/{kind}.bin"), DECODER_RULES, ours)
     assert 2 * count(ours) == published["_files"][f"visual_tokenizer/{kind}.bin"]["computed_bf16_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("config", "unet", "latent"),
+    [(LowresConfig(), 859_520_964, (4, 64, 64)), (HighresConfig(), 2_567_463_684, (4, 128, 128))],
+    ids=["Stable Diffusion 1.5", "SDXL"],
+)
+def test_the_latent_diffusion_models(config: LowresConfig | HighresConfig, unet: int, latent: tuple[int, ...]) -> None:
+    with without_weights():
+        made = LavitDetokenizer(config)
+    assert sum(parameter.numel() for parameter in made.diffusion.unet.parameters()) == unet
+    assert sum(parameter.numel() for parameter in made.diffusion.vae.parameters()) == 83_653_863
+    assert made.diffusion.latent_of(config.size) == latent == made.diffusion.latent_shape
+    for height, width in ASPECTS.values():
+        assert made.diffusion.latent_of((height, width)) == (4, height // 8, width // 8)

@@ -161,7 +161,8 @@ def test_a_template_needs_its_words():
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (image(count=30), "SEED writes an image as 32 codes, but part 2 of message 1 has 30"),
+        (image(count=31), "SEED writes an image as 32 codes, but part 2 of message 1 has 31"),
+        (image(count=33), "SEED writes an image as 32 codes, but part 2 of message 1 has 33"),
         (image(first=8190), "0 to 8191, but part 2 of message 1 has 8192"),
         (image(source="seed mini 1234"), "codes of seed, but part 2 of message 1 has codes of seed mini 1234"),
         (Image(understood=Features(torch.zeros(1, 2, 3), "vit")), "part 2 of message 1 is Features of vit"),

@@ -215,6 +215,12 @@ def test_a_codebook_that_follows_running_means(files: Path, work: Path, tmp_path
     assert torch.equal(read.quantizer.codebook_KC, saved)
 
 
+def test_entries_of_places_do_not_follow_running_means() -> None:
+    apart = replace(seed_release.TOKENIZER, codebook="per_query")
+    with pytest.raises(RebusError, match="is trained by gradient, but ema=0.9"):
+        stage2_codebook.CodebookTraining(replace(SECOND, tokenizer=apart, ema=0.9))
+
+
 def test_the_frozen_part_drops_out_only_where_asked(files: Path, work: Path) -> None:
     dropping = replace(seed_release.TOKENIZER, qformer=replace(seed_release.TOKENIZER.qformer, dropout=0.5))
     for asked in (False, True):

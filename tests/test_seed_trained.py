@@ -64,7 +64,7 @@ def test_all_stages_leave_a_system_as_a_release_is(tmp_path: Path) -> None:
     seen = pack(work, tmp_path / "tokenizer", "v2-8b")
     assert set(seen.files) == {"tokenizer"}
 
-    language = LanguageConfig(base=str(write_base(tmp_path / "base")), new_words=CODES + 2, lora_rank=2)
+    base, language = write_base(tmp_path / "base"), LanguageConfig(new_words=CODES + 2, lora_rank=2)
     grammar = replace(
         seed_release.CONFIG.grammar, first_code=WORDS, begin_image=WORDS + CODES, end_image=WORDS + CODES + 1
     )
@@ -73,15 +73,10 @@ def test_all_stages_leave_a_system_as_a_release_is(tmp_path: Path) -> None:
         there = {each: "pairs" if each == "COCO" else None for one in sources for each in one.sets}
         (tmp_path / name).write_text(json.dumps(there))
     common = {"system": system, "source_batch": 2, "optim": SHORT}
-    run(
-        stage3_pretrain.stage(
-            stage3_pretrain.Config(**common), work, tmp_path / "pretrain.json", tmp_path / "tokenizer"
-        )
-    )
-    run(stage3_full.stage(stage3_full.Config(**common), work, tmp_path / "pretrain.json", tmp_path / "tokenizer"))
-    last = stage4_instruct.stage(
-        stage4_instruct.Config(**common), work, tmp_path / "instruct.json", tmp_path / "tokenizer"
-    )
+    given = {"tokenizer": tmp_path / "tokenizer", "base": base}
+    run(stage3_pretrain.stage(stage3_pretrain.Config(**common), work, tmp_path / "pretrain.json", **given))
+    run(stage3_full.stage(stage3_full.Config(**common), work, tmp_path / "pretrain.json", **given))
+    last = stage4_instruct.stage(stage4_instruct.Config(**common), work, tmp_path / "instruct.json", **given)
     run(last)
     pack(work, tmp_path / "whole", "v2-8b")
 

@@ -52,7 +52,7 @@ def _tokenizer(work: Path, folder: Path, variant: str) -> SavedSystem:
     load_vision(tokenizer, work / VISION)
     system = replace(VARIANTS[variant], tokenizer=config)
     saved = SavedSystem(f"seed:{variant}", config_to_json(system), source="trained by stages 1 and 2")
-    return save_system(folder, saved, {"tokenizer": tokenizer.state_dict()})
+    return save_system(folder, saved, {"tokenizer": tokenizer.state_dict()}, overwrite=True)
 
 
 def _whole(work: Path, folder: Path, variant: str) -> SavedSystem:
@@ -90,7 +90,7 @@ def _whole(work: Path, folder: Path, variant: str) -> SavedSystem:
     )
     named = [path.name for path in (work / tuning.PRETRAINED, work / tuning.TUNED, instructed) if path.exists()]
     saved = SavedSystem(f"seed:{variant}", config_to_json(config), source=f"trained by {', '.join(named)}")
-    return save_system(folder, saved, parts, others={"text": text_file(Path(language.base))})
+    return save_system(folder, saved, parts, others={"text": text_file(Path(language.base))}, overwrite=True)
 
 
 def _config(stage: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Dimension key: none; tensors are made by the language model
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,11 @@ class Parts:
     """Folder of a saved SEED, whose tokenizer makes the codes."""
 
 
-def parts(system: SeedConfig, data: Path, tokenizer: Path | None) -> Parts:
-    """Raises RebusError when no tokenizer was named."""
+def parts(system: SeedConfig, data: Path, tokenizer: Path | None, base: Path | None = None) -> Parts:
+    """With `base`, the folder of the base language model in place of the system's own. Raises RebusError when no tokenizer
+    was named."""
+    if base is not None and isinstance(system.language, LanguageConfig):
+        system = replace(system, language=replace(system.language, base=str(base)))
     if tokenizer is None:
         raise RebusError(
             "Training on a mixture turns images into codes, but no tokenizer was named. Give `--tokenizer FOLDER`, a saved "
@@ -160,9 +163,9 @@ def adapt(module: MixtureTraining, language: LanguageConfig, *, seed: int = 0) -
 
 
 def recorded(config: Any, given: Parts) -> dict[str, Any]:
-    """A stage's config with the folder of the tokenizer that it was given, as it is written beside the weights."""
+    """A stage's config with the tokenizer and the base that it was given, as it is written beside the weights."""
     held = {field.name: getattr(config, field.name) for field in fields(config)}
-    return held | {"tokenizer": str(given.tokenizer.resolve())}
+    return held | {"system": given.system, "tokenizer": str(given.tokenizer.resolve())}
 
 
 def merged_tensors(module: MixtureTraining) -> tuple[dict[str, Tensor], Mapping[str, Any]]:

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rebus.data.filters import KEEP_ALL, Keep
+from rebus.errors import RebusError
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen, take
 from rebus.nn.image_encoder import ClipImageEncoder
@@ -111,6 +112,11 @@ class CodebookTraining(nn.Module):
         self.batches = 0
         size, width = config.tokenizer.codebook_size, config.tokenizer.code_width
         if config.ema is not None:
+            if config.tokenizer.codebook != "shared":
+                raise RebusError(
+                    f"A codebook whose places have entries of their own ({config.tokenizer.codebook!r}) is trained by "
+                    f"gradient, but ema={config.ema} was asked for. Leave it out, or share the codebook."
+                )
             ema = EmaQuantizer(size, width, beta=config.tokenizer.commitment, decay=config.ema)
             ema.codebook_KC.copy_(self.tokenizer.quantizer.codebook_KC.detach())
             self.tokenizer.quantizer = ema

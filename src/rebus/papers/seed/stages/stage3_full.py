@@ -3,7 +3,7 @@
 The paper tunes in full after LoRA, which it finds better than LoRA alone; no script for it was published. Rate, length
 and schedule are our choice: stage 3's, with a tenth of its rate and of its steps.
 
-    rebus train seed.stage3_full --config paper --work state --data sets.json --tokenizer weights/seed
+    rebus train seed.stage3_full --config paper --work state --data sets.json --tokenizer weights/seed --base vicuna
 
 Dimension key: none; tensors are made by the language model
 """
@@ -49,9 +49,9 @@ class Config:
 CONFIGS = {"paper": Config()}
 
 
-def stage(config: Config, work: Path, data: Path, tokenizer: Path | None = None) -> Stage:
-    """Needs stage 3's weights under `work`; `data` names the sets, `tokenizer` a saved SEED."""
-    given = tuning.parts(config.system, data, tokenizer)
+def stage(config: Config, work: Path, data: Path, tokenizer: Path | None = None, base: Path | None = None) -> Stage:
+    """Needs stage 3's weights under `work`; `data` names the sets, `tokenizer` and `base` are those that it was given."""
+    given = tuning.parts(config.system, data, tokenizer, base)
     return Stage(
         name=tuning.TUNED,
         module=tuning.merged(given, work, "plain", tuned=False),

@@ -7,7 +7,7 @@ The mini begins the rows of codes from the words that describe the pictures in w
 documents, against a hundred million in the paper, rows that begin as noise would not be learned.
 
     rebus train seed.stage3_pretrain --config mini --work state
-    rebus train seed.stage3_pretrain --config paper --data sets.json --tokenizer weights/seed
+    rebus train seed.stage3_pretrain --config paper --data sets.json --tokenizer weights/seed --base vicuna
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these.
 
@@ -179,9 +179,9 @@ def training(
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)
 
 
-def on_mixture(config: Config, data: Path, tokenizer: Path | None) -> Stage:
+def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | None) -> Stage:
     """Stage 3 on the sets that `data` names."""
-    given = tuning.parts(config.system, data, tokenizer)
+    given = tuning.parts(config.system, data, tokenizer, base)
     return Stage(
         name="seed.stage3_pretrain",
         module=tuning.fresh(given, "plain"),
@@ -202,11 +202,13 @@ def trainable(config: Config) -> list[Trainable]:
     ]
 
 
-def stage(config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None) -> Stage:
-    """With `data` it needs a saved SEED as `tokenizer`; without, `work/emoji`, and the weights of mini.vision and SEED's
+def stage(
+    config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None, base: Path | None = None
+) -> Stage:
+    """With `data` it needs a saved SEED as `tokenizer`, and a folder as `base` where the config's is not one; without, `work/emoji`, and the weights of mini.vision and SEED's
     stages 1 and 2 under `work`."""
     if data is not None:
-        return on_mixture(config, data, tokenizer)
+        return on_mixture(config, data, tokenizer, base)
     torch.manual_seed(config.seed)
     module = training(config.system, work, template=config.template, loss=config.loss, pack=config.pack)
     pictures = load_pictures(work / "emoji")

@@ -4,7 +4,7 @@ LoRA on the model of stage 3, loss on the replies alone. The paper: 18 sets of i
 The mini goes on with stage 3's adapters, in the chat template that its base model was published with.
 
     rebus train seed.stage4_instruct --config mini --work state
-    rebus train seed.stage4_instruct --config paper --data sets.json --tokenizer weights/seed
+    rebus train seed.stage4_instruct --config paper --data sets.json --tokenizer weights/seed --base vicuna
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these: stage 3's
 model, merged and where that was done tuned in full, with new adapters.
@@ -73,9 +73,9 @@ CONFIGS = {
 }
 
 
-def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None) -> Stage:
+def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None, base: Path | None) -> Stage:
     """Stage 4 on the sets that `data` names."""
-    given = tuning.parts(config.system, data, tokenizer)
+    given = tuning.parts(config.system, data, tokenizer, base)
     tuned = (work / tuning.TUNED / "weights.safetensors").exists()
     module = tuning.merged(given, work, "chat", tuned=tuned)
     language = config.system.language
@@ -93,10 +93,12 @@ def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None) -
     )
 
 
-def stage(config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None) -> Stage:
+def stage(
+    config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None, base: Path | None = None
+) -> Stage:
     """Needs what stage 3 needs, and its weights under `work`."""
     if data is not None:
-        return on_mixture(config, work, data, tokenizer)
+        return on_mixture(config, work, data, tokenizer, base)
     torch.manual_seed(config.seed)
     module = training(config.system, work, template="chat", loss="reply", pack=config.pack)
     started = language_weights(work / "seed.stage3_pretrain")

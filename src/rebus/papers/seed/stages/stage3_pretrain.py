@@ -205,8 +205,8 @@ def trainable(config: Config) -> list[Trainable]:
 def stage(
     config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None, base: Path | None = None
 ) -> Stage:
-    """With `data` it needs a saved SEED as `tokenizer`, and a folder as `base` where the config's is not one; without, `work/emoji`, and the weights of mini.vision and SEED's
-    stages 1 and 2 under `work`."""
+    """With `data` it needs a saved SEED as `tokenizer`, and a folder as `base` where the config's is not one; without,
+    `work/emoji`, and the weights of mini.vision and SEED's stages 1 and 2 under `work`."""
     if data is not None:
         return on_mixture(config, data, tokenizer, base)
     torch.manual_seed(config.seed)

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rebus.checkpoint import SavedSystem, config_to_json, load_system, save_system
+from rebus.data.coded import write_coded
+from rebus.data.filters import Keep
+from rebus.data.sources import open_source
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.papers.seed import tuning
@@ -197,6 +200,20 @@ def test_pixels_and_their_codes_are_the_same_to_learn_from(data: Path, tokenizer
     with torch.no_grad():
         losses = [module(SourceBatch(documents, batch.source)).total for documents in (batch.documents, coded)]
     torch.testing.assert_close(*losses)
+
+
+def test_a_set_is_written_as_codes_and_read_again(data: Path, tokenizer: Path, tmp_path: Path) -> None:
+    seed = tuning.read_seed_tokenizer(load_system(tokenizer))
+    pictures = open_source(data / "coco", "both", Keep(similarity=0.25))
+    assert write_coded(pictures, seed, tmp_path / "coco.jsonl", batch=5) == (12, 4)
+    coded = open_source(tmp_path / "coco.jsonl")
+    readable = [pictures[number] for number in range(4, 16)]
+    for before, after in zip(readable, [coded[n] for n in range(len(coded))], strict=True):
+        assert [message.text for message in before.messages] == [message.text for message in after.messages]
+        (image,), (codes,) = seed.encode(before.images, {"generation"}), after.images
+        assert codes.pixels is None and codes.understood.source == seed.source
+        assert torch.equal(codes.generated.ids_N, image.generated.ids_N)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_merging_changes_nothing_and_all_but_the_embeddings_is_tuned(work: Path, data: Path, tokenizer: Path) -> None:

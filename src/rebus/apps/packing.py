@@ -36,7 +36,12 @@ def unpack(
     system: Positional[Annotated[str, arg(metavar="SYSTEM", help="`mini` for the shared parts, or PAPER:VARIANT")]],
     *,
     weights: Annotated[
-        Path | None, arg(metavar="FOLDER", help="what `rebus pack` wrote (default: the embedded weights)")
+        Path | None,
+        arg(
+            metavar="FOLDER",
+            help="what `rebus pack` wrote (default: the embedded weights)",
+            help_behavior_hint="",
+        ),
     ] = None,
     work: Annotated[Path, arg(metavar="FOLDER", help="where the stages run")] = Path("state"),
 ) -> None:

@@ -50,7 +50,7 @@ class Config:
     """More than 1 spends more steps at high noise."""
     batch: int = 48
     """Pictures of one step."""
-    steps: int = 450
+    steps: int = 800
     """Optimiser steps."""
     lr: float = 8e-4
     """Peak learning rate."""

@@ -44,7 +44,7 @@ class Config:
     """Noise levels 0..levels−1 are drawn for the image embedding."""
     batch: int = 48
     """Pictures of one step."""
-    steps: int = 180
+    steps: int = 250
     """Optimiser steps."""
     lr: float = 4e-4
     """Peak learning rate."""

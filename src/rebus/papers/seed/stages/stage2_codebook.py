@@ -96,7 +96,7 @@ CONFIGS = {
         revive_every=50,
         batch=128,
         lr=1.5e-3,
-        optim=Optim(steps=2400, warmup=60, min_lr_ratio=0.02, weight_decay=0.01),
+        optim=Optim(steps=1300, warmup=60, min_lr_ratio=0.02, weight_decay=0.01),
     ),
 }
 

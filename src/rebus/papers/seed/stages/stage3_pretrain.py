@@ -99,11 +99,11 @@ CONFIGS = {
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         batch=16,
-        pack=256,
+        pack=192,
         lr=1e-3,
         row_lr=2e-3,
         in_full=(),
-        optim=Optim(steps=760, warmup=0.04, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=274, warmup=0.04, min_lr_ratio=0.3, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 

@@ -63,12 +63,12 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         system=MINI,
-        mix={"describe": 0.22, "request": 0.36, "question": 0.12, "chat": 0.2, "album": 0.1},
+        mix={"describe": 0.24, "request": 0.42, "question": 0.08, "chat": 0.16, "album": 0.1},
         batch=16,
-        pack=320,
+        pack=448,
         lr=6e-4,
         row_lr=1e-3,
-        optim=Optim(steps=60, warmup=0.05, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=110, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 

@@ -83,6 +83,19 @@ def test_a_gradient_that_is_not_finite_stops_and_names_the_parameter(tmp_path: P
         train(make(spoil), tmp_path)
 
 
+def test_a_batch_that_fails_costs_itself_alone(tmp_path: Path) -> None:
+    def spoil(count: int, loss: Tensor) -> Tensor:
+        if count == 4:
+            raise RebusError("A document has 334 words, but a row holds 320.")
+        return loss
+
+    with pytest.raises(RebusError, match="334 words"):
+        train(make(spoil), tmp_path, save_every=100)
+    state = checkpointing.newest(tmp_path, print)
+    assert state is not None and state["step"] == 3
+    assert train(make(), tmp_path, save_every=100).step == 8
+
+
 def test_a_loss_that_reaches_nothing_stops(tmp_path: Path) -> None:
     with pytest.raises(RebusError, match="no gradient reaches any of the 2 parameters"):
         train(make(lambda count, loss: loss.detach().requires_grad_()), tmp_path)

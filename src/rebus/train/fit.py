@@ -66,6 +66,8 @@ def fit(
     Evaluations run every `eval_every` steps (None: not on the way) and after the last. SIGTERM and Ctrl-C end the step under way,
     save and return; a second Ctrl-C interrupts at once. The caller's global random state is left as it was.
 
+    A batch that is refused (RebusError) saves what was learned before it; going on then begins with the batch after it.
+
     Raises RebusError when a pattern matches nothing, a loss or gradient is not finite (the last checkpoint stands), the
     data is empty, the folder cannot be written, or it holds a run of other parameters or, with `resume=False`, any run.
     """
@@ -109,9 +111,14 @@ def fit(
                     group["lr"] = group["peak"] * share
                 values: dict[str, float] = {}
                 for _ in range(optim.accumulate):
-                    batch = to_device(next(batches), device)
-                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                        out = stage.step(model, batch)
+                    try:
+                        batch = to_device(next(batches), device)
+                        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                            out = stage.step(model, batch)
+                    except RebusError:  # a document that does not fit: hours of training are not its price
+                        if run.step > max(saved_at, 0):
+                            run.save(folder, keep)
+                        raise
                     for name, value in finite(named_values(out), stage.name, run.step + 1).items():
                         values[name] = values.get(name, 0.0) + value / optim.accumulate
                     scaler.scale(out.total / optim.accumulate).backward()

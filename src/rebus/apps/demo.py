@@ -44,9 +44,9 @@ class Turn:
 
 SCRIPT = (
     Turn("What is in this picture?", shows="red-apple-noto.png", answer="text"),
-    Turn("And what is this?", shows="cat-noto.png", answer="text"),
-    Turn("Which style is this drawn in?", answer="text"),
-    Turn("Draw a red car.", answer="image", anew=True),
+    Turn("What is in this picture?", shows="rocket-noto.png", answer="text", anew=True),
+    Turn("Which group does this belong to?", answer="text"),
+    Turn("Draw a red heart.", answer="image", anew=True),
     Turn("Draw the same in Twemoji style.", answer="image"),
     Turn("Give me two examples from food and drink, each with a picture.", anew=True),
 )

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from rebus.document import Document, Part, Role
+from rebus.document import Document, Image, Message, Part, Role
 from rebus.errors import RebusError
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.sequence import Sequence
@@ -227,3 +227,21 @@ def special_id(text: TextTokenizer, name: str) -> int:
             "Use the tokenizer that the language model was published with."
         )
     return text.specials[name]
+
+
+def open_image(reply: list[int], special: SpecialTokens) -> int | None:
+    """Words of the image that is being written, or None outside images."""
+    for back, word in enumerate(reversed(reply)):
+        if word == special.end_image:
+            return None
+        if word == special.begin_image:
+            return back
+    return None
+
+
+def asks_for_image(following: tuple[Message, ...], reply: Modality | None) -> bool:
+    """Whether a user's message asks for an image: the reply in `following` begins with one, or none is there yet and
+    `reply` is to be one."""
+    if following:
+        return following[0].role == "assistant" and isinstance(next(iter(following[0].content), None), Image)
+    return reply == "image"

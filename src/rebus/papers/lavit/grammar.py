@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from rebus.document import Box, Document, Image, Message, Part, Role
+from rebus.document import Box, Document, Image, Part, Role
 from rebus.errors import RebusError
 from rebus.grammar import (
     Allow,
@@ -20,6 +20,8 @@ from rebus.grammar import (
     SpecialTokens,
     TemplateName,
     Writer,
+    asks_for_image,
+    open_image,
     special_id,
 )
 from rebus.nn.text_tokenizer import TextTokenizer
@@ -88,7 +90,7 @@ class LavitGrammar:
             if number > 1:
                 writer.template(form.between, everything)
             writer.template(before, everything)
-            wish = message.role == "user" and _draws(messages[number : number + 1], reply)
+            wish = message.role == "user" and asks_for_image(messages[number : number + 1], reply)
             asks = message.role == "user" and not wish and bool(message.text)
             if is_reply:
                 writer.cut()  # where a reply begins a word begins, as it will when the model writes it
@@ -189,7 +191,7 @@ class LavitGrammar:
         """What may follow; see `rebus.grammar.Grammar`. In an image: codes, from the fewest on the closing mark as well;
         the mark is forced after the most codes, and where the reply has no room for more."""
         special, fewest = self.special, self.config.fewest
-        inside = _open_image(reply, special)
+        inside = open_image(reply, special)
         if inside is not None:
             if inside >= self.config.most or left <= 1:
                 return Force((special.end_image,))
@@ -247,20 +249,3 @@ class LavitGrammar:
     def unconditional(self) -> list[int]:
         """Nothing: the guidance stream knows the image's own words alone, from its opening mark on (equation 7)."""
         return []
-
-
-def _open_image(reply: list[int], special: SpecialTokens) -> int | None:
-    """Words of the image that is being written, or None outside images."""
-    for back, word in enumerate(reversed(reply)):
-        if word == special.end_image:
-            return None
-        if word == special.begin_image:
-            return back
-    return None
-
-
-def _draws(following: tuple[Message, ...], reply: Modality | None) -> bool:
-    """Is the user's message the words that ask for an image?"""
-    if following:
-        return following[0].role == "assistant" and isinstance(next(iter(following[0].content), None), Image)
-    return reply == "image"

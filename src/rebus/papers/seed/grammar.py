@@ -20,6 +20,8 @@ from rebus.grammar import (
     SpecialTokens,
     TemplateName,
     Writer,
+    asks_for_image,
+    open_image,
     special_id,
 )
 from rebus.nn.text_tokenizer import TextTokenizer
@@ -94,7 +96,7 @@ class SeedGrammar:
             if number > 1:
                 writer.template(form.between, everything)
             writer.template(before, everything)
-            if message.role == "user" and _draws(following, reply):
+            if message.role == "user" and asks_for_image(following, reply):
                 writer.template(form.draw, everything)
             if is_reply:
                 if _captions(messages[number - 2 : number - 1], message.content[:1]):
@@ -169,7 +171,7 @@ class SeedGrammar:
     def next(self, reply: list[int], modality: Modality, left: int) -> Allow | Force:
         """What may follow; see `rebus.grammar.Grammar`. In an image: codes until there are 32, then the closing mark."""
         special, count = self.special, self.config.per_image
-        inside = _open_image(reply, special)
+        inside = open_image(reply, special)
         if inside is not None:
             return self._codes[inside] if inside < count else Force((special.end_image,))
         fits = left >= count + 2
@@ -220,23 +222,6 @@ class SeedGrammar:
     def unconditional(self) -> list[int]:
         """The word that begins a document: SEED's own negative image follows it without a caption."""
         return [] if self.special.bos is None else [self.special.bos]
-
-
-def _open_image(reply: list[int], special: SpecialTokens) -> int | None:
-    """Words of the image that is being written, or None outside images."""
-    for back, word in enumerate(reversed(reply)):
-        if word == special.end_image:
-            return None
-        if word == special.begin_image:
-            return back
-    return None
-
-
-def _draws(following: tuple[Message, ...], reply: Modality | None) -> bool:
-    """Is the user's message the words that ask for an image?"""
-    if following:
-        return following[0].role == "assistant" and isinstance(next(iter(following[0].content), None), Image)
-    return reply == "image"
 
 
 def _captions(before: tuple[Message, ...], first: tuple[Part, ...]) -> bool:

@@ -38,7 +38,7 @@ PLACES: dict[str, tuple[str, ...]] = {
         "rebus.nn.text_model",
         "rebus.nn.row_cache",
         "rebus.nn.text_tokenizer",
-        "rebus.nn.text_encoder",
+        "rebus.nn.text_attention", "rebus.nn.text_encoder",
         "rebus.nn.image_encoder",
     ),
     "tokenizers": ("rebus.nn.text_tokenizer", "rebus.mini.llm"),

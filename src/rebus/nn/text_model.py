@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from rebus.errors import RebusError
 from rebus.nn.new_rows import NewRows, RowInit, new_rows
 from rebus.nn.row_cache import RowCache
+from rebus.nn.text_attention import NAME
 
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -188,7 +189,7 @@ def read_causal_lm(folder: Path | str, *, dtype: torch.dtype | None = None) -> P
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype or "auto",
-                attn_implementation="sdpa",
+                attn_implementation=NAME,
                 output_loading_info=True,
                 local_files_only=True,
             )
@@ -226,7 +227,7 @@ def build_causal_lm(
     if isinstance(config, dict):
         config = AutoConfig.for_model(**config)
     with _randomness(generator):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     return model.to(dtype) if dtype else model.float()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from rebus.data.source_batches import unnamed
 from rebus.errors import RebusError
-from rebus.papers.seed.mixture import INSTRUCT, PRETRAIN, unnamed
+from rebus.papers.seed.mixture import INSTRUCT, PRETRAIN
 
 
 def test_the_mixtures_are_the_published_ones() -> None:

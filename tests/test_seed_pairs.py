@@ -18,12 +18,13 @@ import seed_pairs
 import seed_release
 from rebus.checkpoint import export
 from rebus.data.filters import Keep
+from rebus.data.pairs import PairBatches, clean, random_view
 from rebus.errors import RebusError
 from rebus.nn.image_encoder import ClipImageEncoder
 from rebus.nn.text_tokenizer import read_tokenizer
 from rebus.papers.seed.convert import BLIP2_RULES
 from rebus.papers.seed.losses import ContrastiveHeads, hard_negatives
-from rebus.papers.seed.pairs import PairBatches, bert_words, clean, random_view
+from rebus.papers.seed.pairs import bert_words
 from rebus.papers.seed.qformer import QFormer, TextBranch
 from rebus.papers.seed.stages import stage1_qformer, stage2_codebook
 from rebus.papers.seed.tokenizer import SeedTokenizer

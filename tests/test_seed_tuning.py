@@ -18,15 +18,16 @@ from torch import nn
 from rebus.checkpoint import SavedSystem, config_to_json, load_system, save_system
 from rebus.data.coded import write_coded
 from rebus.data.filters import Keep
+from rebus.data.layouts import frames
+from rebus.data.source_batches import SourceBatch, SourceBatches, read_places
 from rebus.data.sources import open_source
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.papers.seed import tuning
 from rebus.papers.seed.build import build, own_tensors
 from rebus.papers.seed.mixture import INSTRUCT, PRETRAIN
-from rebus.papers.seed.sets import SourceBatch, SourceBatches, read_places
 from rebus.papers.seed.stages import stage3_full, stage3_pretrain, stage4_instruct
-from rebus.papers.seed.templates import TEMPLATES, frames
+from rebus.papers.seed.templates import TEMPLATES
 from rebus.papers.seed.variants import TINY
 from rebus.train import Optim, Stage, fit
 from seed_pairs import write_pairs
@@ -114,7 +115,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, data: Path, tokenizer: Path) 
 
 
 def test_batches_are_of_one_source_each_by_weight(data: Path) -> None:
-    made = SourceBatches(PRETRAIN, read_places(data / "pretrain.json", PRETRAIN), batch=2, seed=1)
+    made = SourceBatches(PRETRAIN, read_places(data / "pretrain.json", PRETRAIN), TEMPLATES, batch=2, seed=1)
     assert set(made.sources) == {"captions", "mmc4", "webvid", "wikipedia"}
     drawn = Counter(made.mixture.place(position).source for position in range(1000))
     assert {name: round(count / 250, 2) for name, count in drawn.items()} == {
@@ -124,14 +125,14 @@ def test_batches_are_of_one_source_each_by_weight(data: Path) -> None:
         "wikipedia": 1.0,
     }
     before = list(islice(made, 12))
-    again = SourceBatches(PRETRAIN, read_places(data / "pretrain.json", PRETRAIN), batch=2, seed=1)
+    again = SourceBatches(PRETRAIN, read_places(data / "pretrain.json", PRETRAIN), TEMPLATES, batch=2, seed=1)
     again.load_state_dict({"position": 9, "skipped": {}})
     assert [batch.source.name for batch in islice(again, 3)] == [batch.source.name for batch in before[9:]]
     assert all(len(batch.documents) == 2 for batch in before if batch.source.name != "captions")
 
 
 def test_a_batch_is_as_large_as_its_source_says(data: Path) -> None:
-    made = SourceBatches(PRETRAIN, read_places(data / "pretrain.json", PRETRAIN))
+    made = SourceBatches(PRETRAIN, read_places(data / "pretrain.json", PRETRAIN), TEMPLATES)
     batch = next(batch for batch in made if batch.source.name == "wikipedia")
     assert len(batch.documents) == 26
     captions = next(batch for batch in made if batch.source.name == "captions")
@@ -159,7 +160,7 @@ def test_sets_that_are_not_named_are_listed(tmp_path: Path) -> None:
 
 def test_every_source_has_a_template_and_what_it_lacks_is_skipped(data: Path) -> None:
     assert {source.template for source in PRETRAIN + INSTRUCT} <= TEMPLATES.keys()
-    made = SourceBatches(INSTRUCT, read_places(data / "instruct.json", INSTRUCT), batch=4)
+    made = SourceBatches(INSTRUCT, read_places(data / "instruct.json", INSTRUCT), TEMPLATES, batch=4)
     drawn = next(batch for batch in made if batch.source.name == "journeydb")
     assert len(drawn.documents) == 2 and made.skipped["journeydb"] == 2  # every other record has no image
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rebus.data.pairs import PairBatch
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.papers.seed.losses import ContrastiveHeads, caption_loss, contrastive_loss, hard_negatives
-from rebus.papers.seed.pairs import PairBatch, bert_words
+from rebus.papers.seed.pairs import bert_words
 from rebus.papers.seed.qformer import TextBranch, joint_mask
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.train import Losses, parallel

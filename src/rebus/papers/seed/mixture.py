@@ -1,46 +1,13 @@
 """What SEED-LLaMA's language model was trained on, as tables: which sets, how long, how often (the published configs).
 
-The sets themselves are not part of this library. A user names where each lies; `unnamed` says what is missing.
+The sets themselves are not part of this library. A user names where each lies; how the words of a record are laid out
+is in `templates.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-from rebus.data.filters import KEEP_ALL, Keep
-from rebus.errors import RebusError
-
-Form = Literal["caption", "interleaved", "video", "text", "instruction"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Sets of one kind that are drawn from together; a batch comes from one source."""
-
-    name: str
-    """What the source is called."""
-    sets: tuple[str, ...]
-    """The sets in it."""
-    max_length: int
-    """Longest document in words; longer ones are cut at the end."""
-    batch: int
-    """Documents of one process's batch."""
-    weight: float
-    """How often a batch comes from here, relative to the others."""
-    form: Form = "instruction"
-    """How its documents are laid out. `caption`: image and caption in either order; `interleaved`: as the page had them;
-    `video`: frames, then the caption, which alone is learned; `text`: plain; `instruction`: the chat template."""
-    images: int | None = None
-    """Most images of a document; none: as many as there are."""
-    swap: float = 0.0
-    """How often every image of a document changes places with what follows it."""
-    template: str = "question"
-    """How its records are worded, a name of `templates.TEMPLATES`; documents of chat messages are taken as they are."""
-    keep: Keep = KEEP_ALL
-    """Which pictures are good enough."""
-
+from rebus.data.filters import Keep
+from rebus.data.source_batches import Source
 
 CHOSEN = Keep(similarity=0.25, side=180, aspect=0.55)
 """What pairs were chosen by."""
@@ -76,13 +43,3 @@ INSTRUCT: tuple[Source, ...] = (
     Source("spatial relations", ("VSR",), 100, 256, 0.05),
 )
 """Stage 4: eighteen sources."""
-
-
-def unnamed(sources: Sequence[Source], named: Collection[str]) -> list[str]:
-    """The sets of `sources` that `named` does not have. Raises RebusError for a name that is in none of them."""
-    known = [name for source in sources for name in source.sets]
-    if strange := sorted(set(named) - set(known)):
-        raise RebusError(
-            f"{strange[0]!r} is in no source of this mixture. The sets are {', '.join(known)}. Name some of these."
-        )
-    return [name for name in known if name not in named]

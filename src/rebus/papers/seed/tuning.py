@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rebus.checkpoint import SavedSystem, config_from_json, load_module, load_system, without_weights
+from rebus.data.source_batches import Source, SourceBatch, SourceBatches, read_places
 from rebus.document import Document
 from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
@@ -27,8 +28,7 @@ from rebus.nn.text_model import add_lora
 from rebus.papers.seed.build import tokenizer_layers
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import LanguageConfig, build_language, share_codebook
-from rebus.papers.seed.mixture import Source
-from rebus.papers.seed.sets import SourceBatch, SourceBatches, read_places
+from rebus.papers.seed.templates import TEMPLATES
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import SeedConfig
 from rebus.sequence import Sequence as Words
@@ -147,7 +147,9 @@ def read_seed_tokenizer(saved: SavedSystem) -> SeedTokenizer:
 def batches(given: Parts, sources: Sequence[Source], *, batch: int | None, seed: int) -> SourceBatches:
     """The mixture, from the sets that the user has."""
     places = read_places(given.data, sources)
-    return SourceBatches(sources, places, batch=batch, seed=seed, rank=parallel.rank(), world=parallel.world_size())
+    return SourceBatches(
+        sources, places, TEMPLATES, batch=batch, seed=seed, rank=parallel.rank(), world=parallel.world_size()
+    )
 
 
 def adapt(module: MixtureTraining, language: LanguageConfig, *, seed: int = 0) -> None:

@@ -25,13 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rebus.data.filters import KEEP_ALL, Keep
+from rebus.data.pairs import PairBatches, needed
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen
 from rebus.nn.text_tokenizer import read_tokenizer
 from rebus.papers.seed.blip2 import read_blip2
 from rebus.papers.seed.contrast import Gather, PairTraining
 from rebus.papers.seed.losses import ContrastiveHeads, contrastive_loss
-from rebus.papers.seed.pairs import PairBatches, load_vision, needed
+from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
 from rebus.train import Losses, Optim, Stage, Trainable, parallel

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rebus.data.filters import KEEP_ALL, Keep
+from rebus.data.pairs import PairBatch, PairBatches, needed
 from rebus.errors import RebusError
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen, take
@@ -35,7 +36,7 @@ from rebus.nn.image_encoder import ClipImageEncoder
 from rebus.nn.quantize import CodeUsage, EmaQuantizer, usage
 from rebus.nn.text_encoder import PromptEncoder
 from rebus.papers.seed.losses import stage2_losses
-from rebus.papers.seed.pairs import PairBatch, PairBatches, load_vision, needed
+from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.tokenizer import CodeDecoder, ReverseHead, SeedTokenizer, SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
 from rebus.train import Losses, Optim, Stage, Trainable, parallel

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rebus.checkpoint import convert, export, without_weights
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.papers.lavit.convert import DECODER_RULES, ENCODER_RULES, LANGUAGE_RULES, PROJECTOR_RULES, vision_rules
-from rebus.papers.lavit.decoder import Decoder, DecoderConfig, PooledHead, TokenHead
+from rebus.papers.lavit.decoder import Decoder, DecoderConfig, TokenHead, pooled_head
 from rebus.papers.lavit.detokenizer import ASPECTS, HighresConfig, LavitDetokenizer, LowresConfig
 from rebus.papers.lavit.language import LLAMA_7B
 from rebus.papers.lavit.merger import MergerConfig
@@ -82,7 +82,7 @@ def test_the_language_model(published: dict[str, Any]) -> None:
 def test_the_decoders(published: dict[str, Any], kind: str) -> None:
     config = DecoderConfig()
     with without_weights():
-        head = TokenHead(1408, 768) if kind == "tokenizer_decoder" else PooledHead(config, (768, 1280))
+        head = TokenHead(1408, 768) if kind == "tokenizer_decoder" else pooled_head(config, (768, 1280))
         ours = nn.ModuleDict({"decoder": Decoder(config), "head": head}).state_dict()
     check_both_ways(file_of(published, f"visual_tokenizer/{kind}.bin"), DECODER_RULES, ours)
     assert 2 * count(ours) == published["_files"][f"visual_tokenizer/{kind}.bin"]["computed_bf16_bytes"]

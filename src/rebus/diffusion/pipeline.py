@@ -67,6 +67,8 @@ class Told:
     """A vector of all that is told (SDXL)."""
     sizes_I6: Tensor | None = None
     """Original height and width, top and left of the crop, target height and width, in pixels (SDXL)."""
+    extra_Iehw: Tensor | None = None
+    """Joined to the noisy latent as further channels, whatever the noise: the latent of a source image (SEED-X)."""
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Told:
         given: dict[str, Any] = {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None}
@@ -86,6 +88,10 @@ class Told:
         return Told(**{name: torch.cat([x, getattr(other, name)]) for name, x in given.items()})
 
 
+Predict = Callable[[Tensor, Tensor, float], Tensor]
+"""Noisy latents as the UNet sees them, their time and σ (0 where the sampler counts otherwise) → what the sampler takes."""
+
+
 class LatentDiffusion(nn.Module):
     """Conditions and noise → images, with the networks and the sampler of a published model."""
 
@@ -99,9 +105,8 @@ class LatentDiffusion(nn.Module):
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latent that the UNet was trained for."""
         side = self.unet.config.sample_size
-        return self.unet.config.in_channels, side, side
+        return self.unet.config.out_channels, side, side
 
-    @torch.no_grad()
     def sample(
         self,
         noise_Ichw: Tensor,
@@ -117,24 +122,37 @@ class LatentDiffusion(nn.Module):
         `guidance` g extrapolates from `untold` to `told`: e = e_untold + g (e_told − e_untold); up to 1 only `told` is
         run. `generators`, one for each image, serve samplers that add noise at every step.
         """
+        both = untold.cat(told)
+
+        def predict(seen: Tensor, time: Tensor, _: float) -> Tensor:
+            if guidance <= 1:
+                return self.predict(seen, time, told)
+            away, towards = self.predict(torch.cat([seen, seen]), time, both).chunk(2)
+            return away + guidance * (towards - away)
+
+        return self.denoise(noise_Ichw, predict, steps=steps, generators=generators)
+
+    @torch.no_grad()
+    def denoise(
+        self, noise_Ichw: Tensor, predict: Predict, *, steps: int, generators: Sequence[torch.Generator]
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """The sampler's steps with whatever `predict` makes of the UNet's answers; yields as `sample` does."""
         scheduler = make_scheduler(self.config.scheduler)
         scheduler.set_timesteps(steps, device=noise_Ichw.device)
         known = inspect.signature(scheduler.step).parameters
         options = {"generator": list(generators)} if "generator" in known else {}
+        sigmas = getattr(scheduler, "sigmas", None)
         x = noise_Ichw * scheduler.init_noise_sigma
-        both = untold.cat(told)
         for number, time in enumerate(scheduler.timesteps, 1):
-            seen = scheduler.scale_model_input(x, time)
-            if guidance > 1:
-                away, towards = self.predict(torch.cat([seen, seen]), time, both).chunk(2)
-                predicted = away + guidance * (towards - away)
-            else:
-                predicted = self.predict(seen, time, told)
+            sigma = 0.0 if sigmas is None else float(sigmas[number - 1])
+            predicted = predict(scheduler.scale_model_input(x, time), time, sigma)
             x = scheduler.step(predicted, time, x, return_dict=False, **options)[0]
             yield number, len(scheduler.timesteps), x
 
     def predict(self, x_Ichw: Tensor, time: Tensor, told: Told) -> Tensor:
         """The UNet's answer; its meaning (noise, velocity) is the sampler's."""
+        if told.extra_Iehw is not None:
+            x_Ichw = torch.cat([x_Ichw, told.extra_Iehw], dim=1)
         sizes = None if told.pooled_IP is None else {"text_embeds": told.pooled_IP, "time_ids": told.sizes_I6}
         return self.unet(
             x_Ichw,
@@ -165,10 +183,9 @@ class LatentDiffusion(nn.Module):
                 f"The image decoder draws images whose sides are multiples of {least}, up to {most} pixels, but "
                 f"{size[0]} x {size[1]} (height x width) was asked for. Choose other sides."
             )
-        return self.unet.config.in_channels, size[0] // step, size[1] // step
+        return self.unet.config.out_channels, size[0] // step, size[1] // step
 
 
-@torch.no_grad()
 def draw(
     diffusion: LatentDiffusion,
     told: Told,
@@ -180,20 +197,40 @@ def draw(
     guidance: float,
     batch: int,
 ) -> Iterator[Progress | PIL.Image.Image]:
+    """`paint` with guidance away from `untold`, in batches of `batch` images."""
+    like = diffusion.unet.conv_in.weight
+    told, untold = told.to(like), untold.to(like)
+
+    def sample(noise_Ichw: Tensor, rows: slice) -> Iterator[tuple[int, int, Tensor]]:
+        own = generators[rows]
+        return diffusion.sample(noise_Ichw, told[rows], untold[rows], steps=steps, guidance=guidance, generators=own)
+
+    return paint(diffusion, sample, generators, size=size, steps=steps, batch=batch)
+
+
+@torch.no_grad()
+def paint(
+    diffusion: LatentDiffusion,
+    sample: Callable[[Tensor, slice], Iterator[tuple[int, int, Tensor]]],
+    generators: Sequence[torch.Generator],
+    *,
+    size: tuple[int, int],
+    steps: int,
+    batch: int,
+) -> Iterator[Progress | PIL.Image.Image]:
     """`Progress` after every step of every batch of images, then the images. An image begins as noise of its own generator
-    and does not depend on the batch. Raises RebusError for a size that cannot be drawn, and for less than one step."""
+    and does not depend on the batch. `sample` denoises the noise of some rows of the images.
+
+    Raises RebusError for a size that cannot be drawn, and for less than one step."""
     if steps < 1:
         raise RebusError(f"An image is drawn in at least one step, but {steps} were asked for. Use 20 to 50.")
-    like = diffusion.unet.conv_in.weight
-    shape, told, untold = diffusion.latent_of(size), told.to(like), untold.to(like)
+    shape, like = diffusion.latent_of(size), diffusion.unet.conv_in.weight
     images: list[PIL.Image.Image] = []
     starts = range(0, len(generators), batch)
     for start in starts:
         rows = slice(start, start + batch)
         noise = latents = noise_like(shape, generators[rows], like=like)
-        for done, of, now in diffusion.sample(
-            noise, told[rows], untold[rows], steps=steps, guidance=guidance, generators=generators[rows]
-        ):
+        for done, of, now in sample(noise, rows):
             latents = now
             yield Progress(start // batch * of + done, of * len(starts))
         images += to_pil(diffusion.pixels(latents).float(), mean=(0.5,) * 3, std=(0.5,) * 3)

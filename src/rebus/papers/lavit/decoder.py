@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rebus.errors import RebusError
 from rebus.nn.attention import MLP, Attention, SelfAttention, attend, init_linears
+from rebus.nn.pooled_head import PooledHead
 from rebus.papers.lavit.rows import slots, spread
 
 
@@ -121,39 +122,9 @@ class TokenHead(nn.Module):
         return self.proj(x_INC)
 
 
-class AttentionPool(nn.Module):
-    """Features → one vector: their mean asks all of them (CLIP's ResNets end so)."""
-
-    def __init__(self, patches: int, width: int, out: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.positions = nn.Parameter(torch.zeros(patches + 1, width))
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.proj = nn.Linear(width, out)
-
-    def tokens(self, x_INC: Tensor) -> Tensor:
-        """The mean, then the features, with positions: [I, 1 + N, C]."""
-        return torch.cat([x_INC.mean(1, keepdim=True), x_INC], dim=1) + self.positions
-
-    def forward(self, x_INC: Tensor) -> Tensor:
-        """x_INC → [I, out]. (The published class lets every token ask and takes the first answer.)"""
-        x_INC = self.tokens(x_INC)
-        asked_I1C = attend(self.query(x_INC[:, :1]), self.key(x_INC), self.value(x_INC), self.heads)
-        return self.proj(asked_I1C)[:, 0]
-
-
-class PooledHead(nn.Module):
-    """Features → what a UNet of SDXL's kind reads: tokens in two parts, as SDXL's two text encoders give, and a vector."""
-
-    def __init__(
-        self, config: DecoderConfig, widths: tuple[int, int], generator: torch.Generator | None = None
-    ) -> None:
-        super().__init__()
-        self.first, self.second = (nn.Linear(config.width, width) for width in widths)
-        self.pool = AttentionPool(config.patches, config.width, widths[1], config.heads)
-        init_linears(self, generator)
-        nn.init.trunc_normal_(self.pool.positions, std=config.width**-0.5, generator=generator)
-
-    def forward(self, x_INC: Tensor) -> tuple[Tensor, Tensor]:
-        """x_INC → tokens [I, N, sum of the widths] and the vector [I, second width]."""
-        return torch.cat([self.first(x_INC), self.second(x_INC)], dim=-1), self.pool(x_INC)
+def pooled_head(config: DecoderConfig, widths: tuple[int, int], generator: torch.Generator | None = None) -> PooledHead:
+    """The head for SDXL; its vector is as wide as the second half of its tokens."""
+    head = PooledHead(config.patches, config.width, config.heads, widths, widths[1])
+    init_linears(head, generator)
+    nn.init.trunc_normal_(head.pool.positions, std=config.width**-0.5, generator=generator)
+    return head

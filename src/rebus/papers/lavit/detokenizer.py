@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rebus.diffusion.pipeline import SD_VAE, DiffusionConfig, LatentDiffusion, Told, draw
+from rebus.diffusion.pipeline import DiffusionConfig, LatentDiffusion, Told, draw
+from rebus.diffusion.sdxl import SDXL_UNET, SDXL_VAE, whole_image
 from rebus.errors import RebusError
-from rebus.papers.lavit.decoder import Decoder, DecoderConfig, PooledHead, TokenHead
+from rebus.nn.pooled_head import PooledHead
+from rebus.papers.lavit.decoder import Decoder, DecoderConfig, TokenHead, pooled_head
 from rebus.visual import Codes, ImageSampling, Progress, VisualTokens
 
 DDIM: dict[str, Any] = {
@@ -46,26 +48,7 @@ SD15 = DiffusionConfig(
     scheduler=DDIM,
 )
 """Stable Diffusion 1.5; conversion takes all but the sampler's class from the folder's own configs."""
-SDXL = DiffusionConfig(
-    unet={
-        "sample_size": 128,
-        "in_channels": 4,
-        "out_channels": 4,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (320, 640, 1280),
-        "layers_per_block": 2,
-        "attention_head_dim": (5, 10, 20),
-        "transformer_layers_per_block": (1, 2, 10),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    scheduler=DDIM,
-    vae={**SD_VAE, "scaling_factor": 0.13025, "sample_size": 1024},
-)
+SDXL = DiffusionConfig(unet=SDXL_UNET, scheduler=DDIM, vae=SDXL_VAE)
 """SDXL base; conversion takes all but the sampler's class from the folder's own configs."""
 
 ASPECTS: dict[str, tuple[int, int]] = {
@@ -150,7 +133,7 @@ class LavitDetokenizer(nn.Module):
             self.register_buffer("empty_1SC", torch.zeros(1, config.empty, told))
         else:
             told = sum(config.widths)
-            self.head = PooledHead(config.decoder, config.widths, generator)
+            self.head = pooled_head(config.decoder, config.widths, generator)
         self.diffusion = LatentDiffusion(config.diffusion)
         if self.diffusion.unet.config.cross_attention_dim != told:
             raise RebusError(
@@ -239,9 +222,8 @@ class LavitDetokenizer(nn.Module):
             tokens_INC = self.head(x_INC)
             return Told(tokens_INC, seen_IS=torch.ones_like(tokens_INC[..., 0], dtype=torch.bool))
         tokens_INC, pooled_IP = self.head(x_INC)
-        # the whole of an image of the size that is drawn: original size, corner of the crop, target size
-        sizes_16 = torch.tensor([[*size, 0, 0, *size]], device=x_INC.device)
-        return Told(tokens_INC, pooled_IP=pooled_IP, sizes_I6=sizes_16.expand(len(x_INC), -1))
+        sizes_I6 = whole_image(len(x_INC), size, x_INC.device)
+        return Told(tokens_INC, pooled_IP=pooled_IP, sizes_I6=sizes_I6)
 
     def untold(self, told: Told) -> Told:
         """What stands for nothing told: the empty prompt's tokens and nothing behind them; for SDXL zeros."""

@@ -12,8 +12,8 @@ import torch
 from rebus.mini.bank import IndexBatches, cached, in_batches
 from rebus.mini.llm import _half_split
 from rebus.mini.vision import CONFIGS, VisionTraining
+from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.text_tokenizer import ByteTokenizer
-from rebus.papers.seed.stages.stage3_pretrain import rows_from_captions
 
 
 def test_index_batches_cover_an_epoch_and_resume_to_the_batch() -> None:
@@ -70,9 +70,9 @@ def test_the_embedding_of_mini_vit_is_standardised_and_knows_places() -> None:
 def test_code_rows_begin_as_the_words_of_their_pictures() -> None:
     text = ByteTokenizer()
     table = torch.randn(text.words, 16, generator=torch.Generator().manual_seed(0))
-    ids = torch.tensor([[0, 1], [0, 2], [3, 3]])
+    counts = torch.tensor([[1.0, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 2, 0]])
     captions = ["aa", "ab", "zz"]
-    inputs, outputs = rows_from_captions(table, text, ids, captions, codes=5, ridge=1e-3)
+    inputs, outputs = rows_from_captions(table, text, counts, captions, ridge=1e-3)
     centre = table.mean(0)
     spread = (table - centre).square().sum(1).mean()
     for rows in (inputs, outputs):
@@ -82,7 +82,7 @@ def test_code_rows_begin_as_the_words_of_their_pictures() -> None:
     words = torch.stack([table[text.encode(" " + caption)].mean(0) for caption in captions])
     words -= words.mean(0)
     # a picture's input rows sum to its caption; a code's output row is the mean of its pictures' captions
-    summed = torch.stack([(inputs[row] - centre).sum(0) for row in ids])
+    summed = counts @ (inputs - centre)
     assert torch.cosine_similarity(summed, words).min() > 0.99
     assert torch.cosine_similarity(outputs[0] - centre, words[:2].mean(0), dim=0) > 0.99
     assert torch.cosine_similarity(outputs[3] - centre, words[2], dim=0) > 0.99

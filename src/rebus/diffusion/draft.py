@@ -1,10 +1,10 @@
-"""The draft: a coarse latent predicted from one vector, for a denoiser to refine.
+"""The draft: a coarse latent predicted from one vector, or from a grid of patch features, for a denoiser to refine.
 
 A small convolutional decoder learns in minutes where things are, which a denoiser that sees only a vector learns slowly.
 Its prediction enters through extra input channels, the way SEED-X's second stage takes the source image. Ours, used by
 the mini variants alone: no official variant has it.
 
-Dimension key: I images · C width of the vector · c latent channels · h w latent sides
+Dimension key: I images · N patches · C width of a vector · c latent channels · h w latent sides
 """
 
 from __future__ import annotations
@@ -61,6 +61,45 @@ class DraftDecoder(nn.Module):
         """The coarse latent of each vector."""
         x = rearrange(self.lift(vector_IC), "i (c h w) -> i c h w", h=self.config.start, w=self.config.start)
         x = self.first(x)
+        for stage in self.up:
+            x = stage(x)
+        return self.head(self.out(x))
+
+
+@dataclass(frozen=True)
+class GridDraftConfig:
+    """Shape of a `GridDraft`."""
+
+    token_width: int = 192
+    """Width of a patch feature."""
+    grid: int = 8
+    """Patches along one side of the image."""
+    latent_channels: int = 4
+    """Channels of the latent."""
+    widths: tuple[int, ...] = (128, 64)
+    """Channels at each side, from `grid` upwards; each further width doubles it."""
+
+
+class GridDraft(nn.Module):
+    """Patch features [I, N, C] in raster order → coarse standardised latent [I, c, h, w]. Features that lie where the
+    latent lies are far easier to draw from than one vector."""
+
+    def __init__(self, config: GridDraftConfig):
+        super().__init__()
+        self.config = config
+        first, *rest = config.widths
+        self.lift = nn.Conv2d(config.token_width, first, 3, padding=1)
+        self.first = _Residual(first)
+        self.up = nn.ModuleList(
+            nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, padding=1), _Residual(b))
+            for a, b in zip(config.widths, rest, strict=False)
+        )
+        self.out = nn.Sequential(nn.GroupNorm(8, config.widths[-1]), nn.SiLU())
+        self.head = nn.Conv2d(config.widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, x_INC: Tensor) -> Tensor:
+        """The coarse latent of each grid of features."""
+        x = self.first(self.lift(rearrange(x_INC, "i (h w) c -> i c h w", h=self.config.grid)))
         for stage in self.up:
             x = stage(x)
         return self.head(self.out(x))

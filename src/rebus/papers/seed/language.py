@@ -18,11 +18,10 @@ from torch import Tensor
 
 from rebus.checkpoint import without_weights
 from rebus.lm import InterleavedLM
-from rebus.mini.llm import BASE_LLM, base_llm
+from rebus.mini.llm import read_base
 from rebus.nn.new_rows import CodebookRows, NewRows, RowInit, Rows, init_rows, new_rows
-from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm, read_causal_lm
-from rebus.nn.text_tokenizer import ByteTokenizer, TextTokenizer, read_tokenizer
-from rebus.packages import user_cache
+from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm
+from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -101,20 +100,9 @@ def build_language(
 
     Raises RebusError when the base model is not there and cannot be fetched.
     """
-    if isinstance(config.base, Mapping):
-        text: TextTokenizer = ByteTokenizer(("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"))
-        # a base that is not on any disk must come out the same each time, or weights laid over it would mean nothing
-        fixed = torch.Generator().manual_seed(0)
-        model = build_causal_lm({**config.base, "vocab_size": text.words}, dtype=dtype, generator=fixed)
-    else:
-        folder: Path | str = base or config.base
-        if base is None and config.base == BASE_LLM:
-            folder = base_llm(user_cache(), progress)
-        text = read_tokenizer(folder)
-        model = read_causal_lm(folder, dtype=dtype)
-    model.requires_grad_(False)
-    tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    llm = TextModel(model, _rows(config, *tables, generator))
+    llm, text = read_base(config.base, folder=base, dtype=dtype, progress=progress)
+    tables = llm.base.get_input_embeddings().weight, llm.base.get_output_embeddings().weight
+    llm.rows = _rows(config, *tables, generator)
     if config.lora_rank:
         add_lora(
             llm,

@@ -11,12 +11,12 @@ documents, against a hundred million in the paper, rows that begin as noise woul
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these.
 
-Dimension key: I images · N codes of an image · K codes of the codebook · D language-model width
+Dimension key: I images · N codes of an image · K codes of the codebook
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -33,8 +33,8 @@ from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
+from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.new_rows import Rows
-from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.papers.seed import tuning
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import LanguageConfig, build_language
@@ -137,30 +137,6 @@ class LanguageTraining(nn.Module):
         return self.lm(batch.to(self.lm.llm.device))
 
 
-@torch.no_grad()
-def rows_from_captions(
-    table_VD: Tensor, text: TextTokenizer, ids_IN: Tensor, captions: Sequence[str], codes: int, *, ridge: float = 10.0
-) -> tuple[Tensor, Tensor]:
-    """First input and output rows for the codes, each [K, D], from pictures whose captions are known.
-
-    A caption is the mean of its words' rows. The input row of a code is what it adds to the caption when all codes of a
-    picture are summed (ridge regression); the output row is the mean caption of the pictures in which it occurs. Both
-    have the mean and the root-mean-square distance from it that ordinary words have.
-    """
-    table_VD = table_VD.float()
-    captions_ID = torch.stack([table_VD[text.encode(" " + caption)].mean(0) for caption in captions])
-    captions_ID -= captions_ID.mean(0)
-    counts_IK = torch.zeros(len(ids_IN), codes).scatter_add_(1, ids_IN, torch.ones(ids_IN.shape))
-    towards_KD = counts_IK.T @ captions_ID
-    gram_KK = counts_IK.T @ counts_IK + ridge * torch.eye(codes)
-    input_KD = torch.linalg.solve(gram_KK, towards_KD)
-    output_KD = towards_KD / counts_IK.sum(0).clamp(min=1)[:, None]
-    centre_D = table_VD.mean(0)
-    spread = (table_VD - centre_D).square().sum(1).mean().sqrt()
-    made = [centre_D + x * (spread / x.square().sum(1).mean().sqrt()) for x in (input_KD, output_KD)]
-    return made[0], made[1]
-
-
 def training(
     config: SeedConfig, work: Path, *, template: TemplateName, loss: LossKind, pack: int | None
 ) -> LanguageTraining:
@@ -244,7 +220,9 @@ def start_rows(module: LanguageTraining, work: Path) -> None:
     rows, table_VD = module.lm.llm.rows, module.lm.llm.base.get_input_embeddings().weight
     if rows is None or not isinstance(rows.input, Rows) or not isinstance(rows.output, Rows):
         raise ValueError("Only rows that are parameters can begin as captions; a computed table has none.")
-    made = rows_from_captions(table_VD, module.grammar.text, torch.from_numpy(ids[singles]), captions, config.codes)
+    ids_IN = torch.from_numpy(ids[singles])
+    counts_IK = torch.zeros(len(ids_IN), config.codes).scatter_add_(1, ids_IN, torch.ones(ids_IN.shape))
+    made = rows_from_captions(table_VD, module.grammar.text, counts_IK, captions)
     with torch.no_grad():
         rows.input.weight_VD[: config.codes] = made[0]
         rows.output.weight_VD[: config.codes] = made[1]

@@ -160,7 +160,7 @@ def test_a_saved_system_sees_says_and_draws_the_same(
 ) -> None:
     system, config = request.getfixturevalue(which), {"high": TINY, "low": LOWRES}[which]
     tiny.liven(system.lm)
-    parts = own_tensors(system.tokenizer, system.lm, system.detokenizer)
+    parts = own_tensors(TINY, system.tokenizer, system.lm, system.detokenizer)
     save_system(tmp_path / "w", SavedSystem(name="lavit:tiny", config=config_to_json(config)), parts)
     again = load("lavit", weights=tmp_path / "w", dtype=torch.float32)
     assert again.grammar.config == config.grammar and again.tokenizer.config == config.tokenizer

@@ -8,15 +8,18 @@ Dimension key: I images · N patches · T codes of all images · L codes of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
 from rebus.nn.attention import MLP, Attention, SelfAttention, attend, init_linears
 from rebus.nn.pooled_head import PooledHead
 from rebus.papers.lavit.rows import slots, spread
+from rebus.visual import Codes, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,42 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x_INC = block(x_INC, codes_TC, slots_IL)
         return self.head(self.norm(x_INC))
+
+
+def decode_codes(decoder: Decoder, codebook_KE: Tensor, tokens: Sequence[VisualTokens], source: str) -> Tensor:
+    """Codes of several images → features x_INC as the vision encoder might have given them.
+
+    Raises RebusError for tokens that are not codes of the tokenizer that `source` names, for an image without codes or
+    with more than it has patches, and for codes out of range.
+    """
+    rows = code_rows(tokens, source, most=decoder.config.patches, size=len(codebook_KE))
+    lengths_I = torch.tensor([len(ids_N) for ids_N in rows], device=codebook_KE.device)
+    z_TE = F.embedding(torch.cat(rows).to(codebook_KE.device), codebook_KE)
+    return decoder(z_TE, lengths_I)
+
+
+def code_rows(tokens: Sequence[VisualTokens], source: str, *, most: int, size: int) -> list[Tensor]:
+    """The ids_N of each image, 1 to `most` ids below `size`. Raises RebusError as `decode_codes` does."""
+    rows = []
+    for number, token in enumerate(tokens, 1):
+        if not isinstance(token, Codes):
+            raise RebusError(
+                f"LaVIT draws from codes, but image {number} of {len(tokens)} is {type(token).__name__}. "
+                "Tokenize it with this model's tokenizer, for generation."
+            )
+        if token.source != source:
+            raise RebusError(
+                f"Image {number} of {len(tokens)} holds codes of {token.source!r}, but this detokenizer belongs to "
+                f"{source!r}. Tokenize the image again with this model."
+            )
+        low, high = (int(token.ids_N.min()), int(token.ids_N.max())) if len(token.ids_N) else (0, 0)
+        if not 1 <= len(token.ids_N) <= most or low < 0 or high >= size:
+            raise RebusError(
+                f"LaVIT writes an image as 1 to {most} codes of 0 to {size - 1}, but image {number} has "
+                f"{len(token.ids_N)} from {low} to {high}. Check which tokenizer wrote them."
+            )
+        rows.append(token.ids_N)
+    return rows
 
 
 class TokenHead(nn.Module):

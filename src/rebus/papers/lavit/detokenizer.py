@@ -13,15 +13,14 @@ from typing import Any
 
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rebus.diffusion.pipeline import DiffusionConfig, LatentDiffusion, Told, draw
 from rebus.diffusion.sdxl import SDXL_UNET, SDXL_VAE, whole_image
 from rebus.errors import RebusError
 from rebus.nn.pooled_head import PooledHead
-from rebus.papers.lavit.decoder import Decoder, DecoderConfig, TokenHead, pooled_head
-from rebus.visual import Codes, ImageSampling, Progress, VisualTokens
+from rebus.papers.lavit.decoder import Decoder, DecoderConfig, TokenHead, decode_codes, pooled_head
+from rebus.visual import ImageSampling, Progress, VisualTokens
 
 DDIM: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -187,34 +186,7 @@ class LavitDetokenizer(nn.Module):
 
     def features(self, tokens: Sequence[VisualTokens]) -> Tensor:
         """Codes → features x_INC as the vision encoder might have given them. Raises RebusError as `decode` does."""
-        rows = self.code_ids(tokens)
-        lengths_I = torch.tensor([len(ids_N) for ids_N in rows], device=self.codebook_KE.device)
-        z_TE = F.embedding(torch.cat(rows).to(self.codebook_KE.device), self.codebook_KE)
-        return self.decoder(z_TE, lengths_I)
-
-    def code_ids(self, tokens: Sequence[VisualTokens]) -> list[Tensor]:
-        """The ids_N of each image. Raises RebusError as `decode` does."""
-        rows = []
-        most, size = self.config.decoder.patches, self.config.codes
-        for number, token in enumerate(tokens, 1):
-            if not isinstance(token, Codes):
-                raise RebusError(
-                    f"LaVIT draws from codes, but image {number} of {len(tokens)} is {type(token).__name__}. "
-                    "Tokenize it with this model's tokenizer, for generation."
-                )
-            if token.source != self.source:
-                raise RebusError(
-                    f"Image {number} of {len(tokens)} holds codes of {token.source!r}, but this detokenizer belongs to "
-                    f"{self.source!r}. Tokenize the image again with this model."
-                )
-            low, high = (int(token.ids_N.min()), int(token.ids_N.max())) if len(token.ids_N) else (0, 0)
-            if not 1 <= len(token.ids_N) <= most or low < 0 or high >= size:
-                raise RebusError(
-                    f"LaVIT writes an image as 1 to {most} codes of 0 to {size - 1}, but image {number} has "
-                    f"{len(token.ids_N)} from {low} to {high}. Check which tokenizer wrote them."
-                )
-            rows.append(token.ids_N)
-        return rows
+        return decode_codes(self.decoder, self.codebook_KE, tokens, self.source)
 
     def told(self, x_INC: Tensor, size: tuple[int, int]) -> Told:
         """What the UNet is told of features, for an image of `size` (height, width)."""

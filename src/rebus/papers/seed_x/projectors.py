@@ -1,0 +1,95 @@
+"""SEED-X's ways into and out of the language model: a resampler each (sections 3.1 and 3.2).
+
+Dimension key: I images · W views of one image · V views of all images · N vectors of a view · S slots · C visual width ·
+D language-model width · T slots of all views or images
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from rebus.errors import RebusError
+from rebus.nn.resampler import Resampler, ResamplerConfig
+from rebus.visual import Features, Patches
+
+Regression = Literal["mse", "cosine"]
+
+
+class SeedXInputProjector(nn.Module):
+    """Views → vectors of the language model's width, one for each slot; where a view lies in its image is added to all of
+    its slots."""
+
+    def __init__(self, config: ResamplerConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.resampler = Resampler(config, generator)
+        begin_4D = torch.randn(4, config.width, generator=generator) * config.width**-0.5
+        self.position_4D = nn.Parameter(begin_4D)
+
+    def forward(self, inputs: list[Features | Patches]) -> Tensor:
+        """T x D, the slots of all views in order. Raises RebusError for anything but features of this width."""
+        config, weight = self.resampler.config, self.resampler.proj.weight
+        views = [image for image in inputs if isinstance(image, Features)]
+        for number, image in enumerate(inputs, 1):
+            if not isinstance(image, Features) or image.x_WNC.shape[-1] != config.source_width:
+                what = list(image.x_WNC.shape) if isinstance(image, Features) else type(image).__name__
+                raise RebusError(
+                    f"SEED-X reads images as features of width {config.source_width}, but image {number} of {len(inputs)} "
+                    f"is {what}. Encode it with this model's tokenizer."
+                )
+        x_VNC = torch.cat([image.x_WNC for image in views]).to(weight)
+        x_VSD = self.resampler(x_VNC)
+        added_VD = torch.cat([self._positions(image) for image in views])
+        return rearrange(x_VSD + added_VD[:, None], "v s d -> (v s) d")
+
+    def _positions(self, image: Features) -> Tensor:
+        """W x D; nothing is added to views of which nobody says where they lie."""
+        weight_4D = self.position_4D
+        if image.position_W2 is None:
+            return weight_4D.new_zeros(len(image.x_WNC), weight_4D.shape[1])
+        x_W, y_W = image.position_W2.to(weight_4D).unbind(-1)
+        # the four are the paper's l, t, r, b; the half is the published code's and not in the paper
+        return 0.5 * torch.stack([x_W, y_W, 1 - x_W, 1 - y_W], dim=-1) @ weight_4D
+
+
+class SeedXOutputProjector(nn.Module):
+    """Hidden states at an image's slots → the features that an image decoder takes. `regression` says how far off they
+    are while training: mean squared error as released, or one minus the cosine. `source` is the tokenizer's, whose
+    features they stand for."""
+
+    def __init__(
+        self,
+        config: ResamplerConfig,
+        regression: Regression = "mse",
+        *,
+        source: str = "seed_x",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.resampler = Resampler(config, generator)
+        self.regression = regression
+        self.source = source
+
+    def forward(self, hidden_SD: Tensor) -> Features:
+        """The image that the hidden states of its slots say: x_1SC, in float32."""
+        return Features(self.resampler(hidden_SD[None].to(self.resampler.proj.weight)).float(), self.source)
+
+    def loss(self, hidden_TD: Tensor, outputs: list[Features]) -> Tensor:
+        """Mean over all vectors of all images, in float32. Raises RebusError when images and slots do not agree."""
+        target_ISC = torch.cat([image.x_WNC for image in outputs]).to(hidden_TD.device)
+        config = self.resampler.config
+        if len(target_ISC) * config.queries != len(hidden_TD) or target_ISC.shape[1:] != (config.queries, config.width):
+            raise RebusError(
+                f"An image is regressed from {config.queries} hidden states to as many vectors of width {config.width}, "
+                f"but there are {len(hidden_TD)} states for targets of {list(target_ISC.shape)}. "
+                "Encode the images with the tokenizer that belongs to this model."
+            )
+        x_ISC = self.resampler(rearrange(hidden_TD, "(i s) d -> i s d", s=config.queries)).float()
+        target_ISC = target_ISC.detach().float()
+        if self.regression == "mse":
+            return F.mse_loss(x_ISC, target_ISC)
+        return (1 - F.cosine_similarity(x_ISC, target_ISC, dim=-1)).mean()

@@ -78,7 +78,7 @@ def said(message: Message) -> list[object]:
     """The parts of a message in a form that can be compared: images as their codes, or only as images."""
     return [
         tuple(ids.tolist()) if isinstance(part, Image) and (ids := getattr(part.generated, "ids_N", None)) is not None
-        else "image" if isinstance(part, Image)
+        else ("image",) if isinstance(part, Image)  # no text that might be said
         else part
         for part in message.content
     ]  # fmt: skip

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from rebus.mini.llm import BASE_LLM, base_llm
-from rebus.nn.new_rows import RowInit, new_rows
+from rebus.mini.llm import read_base
+from rebus.nn.new_rows import RowInit
 from rebus.nn.resampler import ResamplerConfig
-from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm, read_causal_lm
-from rebus.nn.text_tokenizer import ByteTokenizer, TextTokenizer, read_tokenizer
-from rebus.packages import user_cache
+from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm
+from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.papers.seed_x.projectors import Regression
 
 LLAMA_13B: dict[str, Any] = {
@@ -38,7 +37,6 @@ LLAMA_13B: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-SPECIAL_BYTES = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
@@ -106,23 +104,8 @@ def base_language(
 ) -> tuple[TextModel, TextTokenizer]:
     """The base model, frozen but for adapters and the rows of new words, and its text tokenizer. `base` overrides where
     the base model lies. Raises RebusError when it is not there and cannot be fetched."""
-    if isinstance(config.base, Mapping):
-        text: TextTokenizer = ByteTokenizer(SPECIAL_BYTES)
-        # a base that is not on any disk must come out the same each time, or weights laid over it would mean nothing
-        fixed = torch.Generator().manual_seed(0)
-        model = build_causal_lm({**config.base, "vocab_size": text.words}, dtype=dtype, generator=fixed)
-    else:
-        folder: Path | str = base or config.base
-        if base is None and config.base == BASE_LLM:
-            folder = base_llm(user_cache(), progress)
-        text = read_tokenizer(folder)
-        model = read_causal_lm(folder, dtype=dtype)
-    model.requires_grad_(False)
-    tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    rows = new_rows(
-        *tables, config.new_words, input_init=config.rows, output_init=config.output_rows, generator=generator
-    )
-    llm = TextModel(model, rows)
+    llm, text = read_base(config.base, folder=base, dtype=dtype, progress=progress)
+    llm.extend(config.new_words, input_init=config.rows, output_init=config.output_rows, generator=generator)
     _adapt(llm, config.lora, generator)
     return llm, text
 

@@ -74,8 +74,9 @@ class SeedXOutputProjector(nn.Module):
         self.regression = regression
         self.source = source
 
+    @torch.no_grad()
     def forward(self, hidden_SD: Tensor) -> Features:
-        """The image that the hidden states of its slots say: x_1SC, in float32."""
+        """The image that the hidden states of its slots say: x_1SC, in float32. Nothing is learned through it."""
         return Features(self.resampler(hidden_SD[None].to(self.resampler.proj.weight)).float(), self.source)
 
     def loss(self, hidden_TD: Tensor, outputs: list[Features]) -> Tensor:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from rebus.apps import training
+from rebus.apps import studies, training
 from rebus.apps.chat import Chat
 from rebus.apps.convert import convert, export
 from rebus.apps.device import choose_device
@@ -241,6 +241,16 @@ def train(
     out.print("\nThe options of one:  rebus train STAGE --help", style="dim")
 
 
+def study(
+    name: Positional[
+        Annotated[str, arg(metavar="STUDY", help="which study", help_behavior_hint="(none: list them)")]
+    ] = "",
+) -> None:
+    """Ask whether a paper's claim holds, or go on with it; `rebus study STUDY --help` lists its options."""
+    out.print(studies.studies_table())
+    out.print("\nThe options of one:  rebus study STUDY --help", style="dim")
+
+
 def measure() -> None:
     """Measure a model: figures beside chance and ceiling, a table, picture sheets."""
     from rebus.apps.evaluate import eval_system  # `parse` puts it here when it is asked for: importing takes seconds
@@ -275,6 +285,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "export": export,
     "eval": measure,
+    "study": study,
     "version": version,
 }
 
@@ -305,6 +316,8 @@ def parse(args: Sequence[str]) -> Callable[[], Any]:
     """The command line as a call that is yet to be made. Wrong options end the program with the usage and code 2."""
     if len(args) > 1 and args[0] == "train" and not args[1].startswith("-"):
         return functools.partial(training.parse(args[1], args[2:]), out, err)
+    if len(args) > 1 and args[0] == "study" and not args[1].startswith("-"):
+        return functools.partial(studies.parse(args[1], args[2:]), out, err)
 
     verbs = dict(VERBS)
     if args[:1] == ["eval"]:

@@ -1,0 +1,1 @@
+"""Experiments that ask of a paper whether its claim holds, at equal bits, steps and data: `rebus study NAME`."""

@@ -1,7 +1,7 @@
 """Vector quantisation: a vector becomes the index of its nearest codebook entry.
 
 `VectorQuantizer` trains its codebook by gradient (SEED); `EmaQuantizer` moves it to the running mean of what was
-assigned to each entry (LaVIT). Both can start from k-means and revive entries that nothing is assigned to.
+assigned to each entry, `UnitQuantizer` (LaVIT) to its direction. All can start from k-means and revive entries that nothing is assigned to.
 
 Dimension key: T vectors · K codebook entries · C codebook width · … any leading axes
 """
@@ -191,6 +191,51 @@ class EmaQuantizer(VectorQuantizer):
         self.hits_K[dead_K] = 0
         self.sum_KC[dead_K] = 0
         return moved
+
+
+class UnitQuantizer(EmaQuantizer):
+    """A codebook of rows of length 1 for vectors of length 1, which then are looked up by cosine. `hits_K` is how often a
+    row was hit in a batch of late; a row begins, and begins again, as if it had been hit `prior` times."""
+
+    def __init__(
+        self,
+        codebook_size: int,
+        width: int,
+        *,
+        beta: float = 1.0,
+        decay: float = 0.99,
+        prior: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(codebook_size, width, beta=beta, decay=decay, generator=generator)
+        self.prior = prior
+        self._begin(torch.ones(codebook_size, dtype=torch.bool))
+
+    @torch.no_grad()
+    def start_from(self, x_TC: Tensor, generator: torch.Generator | None = None, *, steps: int = 10) -> None:
+        """Sets the codebook to the directions of the k-means centres of `x_TC`."""
+        super().start_from(x_TC, generator, steps=steps)
+        self._begin(torch.ones_like(self.hits_K, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, x: Tensor, ids: Tensor) -> None:
+        """One step of the running means, of which the rows are the directions."""
+        super().update(x, ids)
+        self.codebook_KC.copy_(F.normalize(self.codebook_KC, dim=-1))
+
+    @torch.no_grad()
+    def revive(self, dead_K: Tensor, x_TC: Tensor, generator: torch.Generator | None = None) -> int:
+        """As for the parent; the running means of the moved rows begin again."""
+        moved = super().revive(dead_K, x_TC, generator)
+        self._begin(dead_K)
+        return moved
+
+    @torch.no_grad()
+    def _begin(self, rows_K: Tensor) -> None:
+        unit_KC = F.normalize(self.codebook_KC[rows_K], dim=-1)
+        self.codebook_KC[rows_K] = unit_KC
+        self.hits_K[rows_K] = self.prior
+        self.sum_KC[rows_K] = self.prior * unit_KC
 
 
 class CodeUsage:

@@ -261,3 +261,10 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
                 raise RebusError(f"A field of kind {kind} is in no SentencePiece file. Fetch the file again.")
         yield tag >> 3, data[at : at + size]
         at += size
+
+
+def text_file(folder: Path) -> dict[str, bytes]:
+    """The text tokenizer's file. LLaMA's older one is preferred, because text must be cut as it was in training: with a
+    space in front of every segment, which newer conversions of it leave out."""
+    name = next(name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).exists())
+    return {name: (folder / name).read_bytes()}

@@ -3,7 +3,7 @@ heads that make of these what a latent diffusion model is told.
 
 The decoder is not told where the kept patches lay: position is the order of the codes alone.
 
-Dimension key: I images · N patches · T codes of all images · L codes of the longest image · E code width · C width
+Dimension key: I images · N M patches · T codes of all images · L codes of the longest image · E code width · C width
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
 from rebus.nn.attention import MLP, Attention, SelfAttention, attend, init_linears
 from rebus.nn.pooled_head import PooledHead
+from rebus.papers.lavit.merger import softmax_over
 from rebus.papers.lavit.rows import slots, spread
 from rebus.visual import Codes, VisualTokens
 
@@ -60,6 +62,17 @@ class DecoderBlock(nn.Module):
         k_ILC, v_ILC = (spread(map_(codes_TC), slots_IL) for map_ in (self.cross.key, self.cross.value))
         seen_I11L = slots_IL[:, None, None]
         return self.cross.proj(attend(self.cross.query(x_INC), k_ILC, v_ILC, self.cross.heads, seen_I11L))
+
+    def weighed(self, x_INC: Tensor, codes_IMC: Tensor, keep_IM: Tensor) -> Tensor:
+        """As `forward`, of codes at all places, of which `keep_IM` (0 or 1) says which there are; its gradient flows."""
+        x_INC = x_INC + self.self_attention(self.norm0(x_INC))
+        cross, heads = self.cross, self.cross.heads
+        split = (cross.query(self.norm1(x_INC)), cross.key(codes_IMC), cross.value(codes_IMC))
+        q, k, v = (rearrange(x, "i n (h e) -> i h n e", h=heads) for x in split)
+        allow_INM = keep_IM[:, None].expand(-1, x_INC.shape[1], -1)
+        weights = softmax_over((q * q.shape[-1] ** -0.5) @ k.mT, allow_INM, "masked")
+        x_INC = x_INC + cross.proj(rearrange(weights.to(v.dtype) @ v, "i h n e -> i n (h e)"))
+        return x_INC + self.mlp(self.norm2(x_INC))
 
     def forward(self, x_INC: Tensor, codes_TC: Tensor, slots_IL: Tensor) -> Tensor:
         """x_INC → x_INC; the codes stay as they are."""
@@ -109,6 +122,17 @@ class Decoder(nn.Module):
         x_INC = self.queries.expand(len(lengths_I), -1, -1)
         for block in self.blocks:
             x_INC = block(x_INC, codes_TC, slots_IL)
+        return self.head(self.norm(x_INC))
+
+    def weighed(self, z_IME: Tensor, keep_IM: Tensor) -> Tensor:
+        """As `forward`, of entries at all M patches and a mask of 0 and 1 that may carry a gradient: for training only.
+        What is not kept is computed and weighs nothing."""
+        order_IM = (keep_IM.detach().cumsum(1).long() - 1).clamp(min=0)
+        codes_IMC = self.in_proj(z_IME) + self.positions[0][order_IM]
+        x_INC = self.queries.expand(len(z_IME), -1, -1)
+        for block in self.blocks:
+            assert isinstance(block, DecoderBlock)
+            x_INC = block.weighed(x_INC, codes_IMC, keep_IM)
         return self.head(self.norm(x_INC))
 
 

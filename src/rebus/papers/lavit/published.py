@@ -31,7 +31,7 @@ from rebus.checkpoint import (
 from rebus.diffusion.pipeline import component_config, read_diffusion
 from rebus.errors import RebusError
 from rebus.nn.text_model import TextModel, build_causal_lm
-from rebus.nn.text_tokenizer import read_tokenizer
+from rebus.nn.text_tokenizer import read_tokenizer, text_file
 from rebus.papers.lavit.build import named
 from rebus.papers.lavit.convert import DECODER_RULES, ENCODER_RULES, LANGUAGE_RULES, PROJECTOR_RULES, vision_rules
 from rebus.papers.lavit.detokenizer import HighresConfig, LavitDetokenizer, LowresConfig
@@ -148,8 +148,7 @@ def convert_published(
     parts["tokenizer"], results["tokenizer"] = _tokenizer(found, config, ignore_unexpected)
     text = read_tokenizer(found.language)
     LavitGrammar(text, config.grammar, "")  # raises for a tokenizer that lacks the template's special words
-    name = next(name for name in ("tokenizer.model", "tokenizer.json") if (found.language / name).exists())
-    others = {"text": {name: (found.language / name).read_bytes()}}
+    others = {"text": text_file(found.language)}
     if found.way_in is not None:
         config, parts["lm"], results["lm"] = _language(found.language, found.way_in, config, ignore_unexpected)
     if found.decoder is not None and found.pixels is not None:

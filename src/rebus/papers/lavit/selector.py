@@ -66,6 +66,15 @@ def keep_sampled(logp_IN2: Tensor, noise_IN2: Tensor) -> Tensor:
     return noisy_IN2[..., KEEP] >= noisy_IN2[..., DROP]
 
 
+def keep_straight_through(logp_IN2: Tensor, noise_IN2: Tensor, temperature: float = 1.0) -> Tensor:
+    """keep_IN as numbers, exactly 0 or 1 with at least one patch kept, through which the gradient of the soft choice
+    flows (Gumbel softmax, section 3.1). Noise of zero makes the choice that `keep_likely` makes."""
+    noisy_IN2 = logp_IN2 + noise_IN2.to(logp_IN2)
+    soft_IN = (noisy_IN2 / temperature).softmax(-1)[..., KEEP]
+    hard_IN = at_least_one(noisy_IN2[..., KEEP] >= noisy_IN2[..., DROP], logp_IN2).to(soft_IN)
+    return hard_IN + (soft_IN - soft_IN.detach())
+
+
 def keep_likely(logp_IN2: Tensor) -> Tensor:
     """bool keep_IN: patches that are at least as likely to be kept as to be dropped."""
     return logp_IN2[..., KEEP] >= logp_IN2[..., DROP]

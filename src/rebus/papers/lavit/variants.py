@@ -13,6 +13,7 @@ from rebus.papers.lavit.detokenizer import DDIM, HighresConfig, LowresConfig
 from rebus.papers.lavit.language import LanguageConfig, MergedLanguageConfig
 from rebus.papers.lavit.merger import MergerConfig
 from rebus.papers.lavit.mini_detokenizer import MiniDetokenizerConfig
+from rebus.papers.lavit.reconstruction import ReconstructionConfig
 from rebus.papers.lavit.spelling import LavitGrammarConfig, mini
 from rebus.papers.lavit.tokenizer import LavitTokenizerConfig
 
@@ -54,6 +55,15 @@ MINI = LavitConfig(
     weights="lavit-mini",
     base="mini",
 )
+MINI_RECONSTRUCTION = ReconstructionConfig(
+    tokenizer=MINI.tokenizer,
+    decoder=MiniDetokenizerConfig().decoder,
+    share_of="batch",  # an image may have as many tokens as it needs: that is what the mini is to show
+    gradient="decoder",  # through the merger alone the selector would learn too slowly for a run of minutes
+    draft=MiniDetokenizerConfig().draft,
+    draft_weight=0.5,
+)
+"""How the mini's tokenizer is trained, in both phases."""
 
 _MERGER = MergerConfig(width=32, depth=2, heads=2, mlp_hidden=64, softmax="masked")
 TINY = LavitConfig(

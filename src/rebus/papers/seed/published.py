@@ -28,7 +28,7 @@ from rebus.diffusion.pipeline import component_config, component_tensors, read_d
 from rebus.errors import RebusError
 from rebus.nn.text_encoder import prompt_states
 from rebus.nn.text_model import TextModel, build_causal_lm
-from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer
+from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer, text_file
 from rebus.papers.seed.convert import RULES, VISION_RULES, tokenizer_rules
 from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
 from rebus.papers.seed.grammar import SeedGrammar
@@ -178,13 +178,6 @@ def _tokenizer(
     coded = convert(files, rules, rest, ignore_unexpected=ignore)
     dropped = coded.dropped | {f"{found.vision.name}: {name}": why for name, why in vision.dropped.items()}
     return lay_over(vision.tensors, coded.tensors), {"tokenizer": dropped}, {"tokenizer": coded.ignored}
-
-
-def text_file(folder: Path) -> dict[str, bytes]:
-    """The text tokenizer's file. LLaMA's older one is preferred, because text must be cut as it was in training: with a
-    space in front of every segment, which newer conversions of it leave out."""
-    name = next(name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).exists())
-    return {name: (folder / name).read_bytes()}
 
 
 def _spelling(folder: Path, config: SeedGrammarConfig) -> SeedGrammarConfig:

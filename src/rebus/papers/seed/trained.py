@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rebus.checkpoint import SavedSystem, config_from_json, config_to_json, lay_over, load_system, save_system
 from rebus.errors import RebusError
+from rebus.nn.text_tokenizer import text_file
 from rebus.papers.seed import tuning
 from rebus.papers.seed.build import tokenizer_layers
 from rebus.papers.seed.language import LanguageConfig, MergedLanguageConfig
 from rebus.papers.seed.pairs import load_vision
-from rebus.papers.seed.published import text_file
 from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizerConfig
 from rebus.papers.seed.variants import VARIANTS, SeedConfig

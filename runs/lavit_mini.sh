@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# lavit:mini from nothing, on the parts that all minis share: LaVIT's stages, and the embedded weights. Every step goes on
+# where it was stopped, so running this again is safe. The shared parts are trained only where they are not there yet;
+# `rebus unpack mini --work WORK` writes the embedded ones.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+rebus=${REBUS:-.venv/bin/rebus}
+work=${1:-state}
+
+train() {
+  "$rebus" train "$1" --config mini --work "$work" --out "$work/$1" "${@:2}"
+}
+
+"$rebus" data emoji -o "$work/emoji"
+
+# shared by all papers
+for part in mini.vae mini.vision mini.denoiser; do
+  [ -f "$work/$part/weights.safetensors" ] || train "$part"
+done
+
+# the tokenizer: selector and merger, then the codebook
+train lavit.stage1a_selector --eval-every 250
+train lavit.stage1b_codebook --eval-every 250
+
+# the language model reads vectors and writes codes
+train lavit.stage2_language
+
+# the image decoder: codes, features, pictures
+train lavit.stage3_pixels
+
+# instructions; not in the paper
+train lavit.stage4_instruct
+
+[ -f weights/mini/system.json ] || "$rebus" pack mini --work "$work" --output weights/mini
+"$rebus" pack lavit:mini --work "$work" --output weights/lavit-mini

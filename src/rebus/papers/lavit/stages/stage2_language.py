@@ -1,0 +1,208 @@
+"""LaVIT stage 2: the language model reads images as vectors and writes them as codes (2309.04669 section 3.2).
+
+Next-token training on pairs with the image first (vectors in, the image's own codes and the caption to be predicted), with
+the text first (codes), and on text. The language model, the rows of codes and a second merger learn; the tokenizer stays as
+stage 1 left it. The paper: LLaMA-7B in full, 256 A100 for about 30 hours.
+
+The mini begins the rows of codes from the words that describe the pictures in which they occur, trains adapters in place of
+the whole model, and learns replies alone: with ten thousand documents nothing else would be learned.
+
+    rebus train lavit.stage2_language --config mini --work state
+    rebus train lavit.stage2_language --config paper --data sets.json --tokenizer weights/lavit --base llama-7b
+
+With `--data`, a JSON file that says where each set of the table in `language_training.py` lies, it is trained on these.
+
+Dimension key: I images · N patches · K codes of the codebook · D language-model width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rebus.checkpoint import config_from_json, load_system
+from rebus.data.emoji import PRETRAIN as EMBEDDED
+from rebus.data.emoji import EmojiDocuments
+from rebus.data.loader import Loader
+from rebus.data.pictures import load_pictures
+from rebus.errors import RebusError
+from rebus.grammar import LossKind
+from rebus.mini.frozen import Frozen
+from rebus.nn.caption_rows import rows_from_captions
+from rebus.nn.new_rows import Rows
+from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
+from rebus.papers.lavit.build import read_tokenizer_part
+from rebus.papers.lavit.language import LanguageConfig
+from rebus.papers.lavit.language_training import PRETRAIN, LanguageTraining, begin, code_counts, mixture, trainable
+from rebus.papers.lavit.selector import Selection
+from rebus.papers.lavit.tokenizer import LavitTokenizer
+from rebus.papers.lavit.variants import MINI, LavitConfig
+from rebus.train import Optim, Stage
+
+NAME = "lavit.stage2_language"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 2; the defaults are the paper's where it gives them."""
+
+    system: LavitConfig = field(default_factory=lambda: LavitConfig(language=LanguageConfig()))
+    """The system whose language model is trained."""
+    visual_loss_in_image_text: bool = True
+    """Whether the codes of an image that is read are learned too. The paper speaks of a loss "at each location for both
+    modalities"; the code of its successor, Video-LaVIT, puts none there."""
+    selection: Selection = "sample"
+    """How patches are chosen while training; the successor's code draws them, as in stage 1."""
+    row_start: Literal["random", "captions"] = "random"
+    """How the rows of codes begin: as ordinary word vectors do (the authors' public answer), or from the words that
+    describe their pictures."""
+    loss: LossKind = "paper"
+    """Which words are learned: `paper` all of them, `reply` what follows the first message."""
+    mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
+    """Share of each kind of document of the embedded data."""
+    batch: int = 2048
+    """Documents of one step of the embedded data; Video-LaVIT's."""
+    source_batch: int | None = None
+    """Real data only: documents of a batch; none: as many as the table says for its source."""
+    pack: int | None = None
+    """Longest packed row in words; none: a row for each document, padded."""
+    lr: float = 1e-5
+    """Peak rate of the language model; "a small rate is very important" (the authors' public answer)."""
+    row_lr: float = 1e-5
+    """Peak rate of the rows of new words, which belong to it."""
+    visual_lr: float = 1e-4
+    """Peak rate of the projector: the second merger, and the linear layer behind it."""
+    optim: Optim = field(
+        default_factory=lambda: Optim(
+            steps=30_000, warmup=2000, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, clip=1.0, accumulate=4
+        )
+    )
+    """Optimiser and schedule, Video-LaVIT's."""
+    seed: int = 42
+    """Order of the documents and initial weights."""
+
+
+CONFIGS = {
+    "paper": Config(),
+    "mini": Config(
+        system=MINI,
+        visual_loss_in_image_text=False,
+        selection="threshold",
+        row_start="captions",
+        loss="reply",
+        mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
+        batch=16,
+        pack=256,
+        lr=1e-3,
+        row_lr=2e-3,
+        visual_lr=1e-3,
+        optim=Optim(steps=280, warmup=0.04, min_lr_ratio=0.3, betas=(0.9, 0.95), weight_decay=0.01),
+    ),
+}
+
+
+def saved_tokenizer(folder: Path | None) -> LavitTokenizer:
+    """The tokenizer of a saved LaVIT, which must be named when real data is trained on. Raises RebusError otherwise."""
+    if folder is None:
+        raise RebusError(
+            "Training on a mixture turns images into patches and codes, but no tokenizer was named. Give `--tokenizer "
+            "FOLDER`, a saved LaVIT (`rebus convert` or `rebus pack` write one)."
+        )
+    saved = load_system(folder)
+    shared = None if saved.base is None else load_system(saved.folder.parent / saved.base)
+    config = config_from_json(LavitConfig, saved.config)
+    return read_tokenizer_part(config, saved, shared, f"{saved.name} {saved.hash('tokenizer')}").eval()
+
+
+def recorded(config: Any, tokenizer: Path, base: Path | None) -> dict[str, Any]:
+    """A stage's config with what it was given, as it is written beside the weights."""
+    held = {field.name: getattr(config, field.name) for field in fields(config)}
+    return held | {"tokenizer": str(tokenizer.resolve()), "base": None if base is None else str(base.resolve())}
+
+
+def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | None) -> Stage:
+    """Stage 2 on the sets that `data` names."""
+    generator = torch.Generator().manual_seed(config.seed)
+    module = begun(config, saved_tokenizer(tokenizer), generator, base)
+    assert tokenizer is not None  # or there would be no module
+    return Stage(
+        name=NAME,
+        module=module,
+        step=lambda module, batch: module(batch),
+        trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
+        data=mixture(data, PRETRAIN, batch=config.source_batch, seed=config.seed),
+        optim=config.optim,
+        config=recorded(config, tokenizer, base),
+        generators={"patches": generator},
+    )
+
+
+def begun(
+    config: Config, tokenizer: LavitTokenizer, generator: torch.Generator, base: Path | None = None
+) -> LanguageTraining:
+    """The module of this stage at its beginning."""
+    return begin(
+        config.system,
+        tokenizer,
+        template="plain",
+        loss=config.loss,
+        pack=config.pack,
+        visual_loss=config.visual_loss_in_image_text,
+        selection=config.selection,
+        base=base,
+        generator=generator,
+    )
+
+
+def stage(
+    config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None, base: Path | None = None
+) -> Stage:
+    """With `data` it needs a saved LaVIT as `tokenizer`, and a folder as `base` where the config's is not one; without,
+    `work/emoji`, and the weights of mini.vision and both phases of stage 1 under `work`."""
+    if data is not None:
+        return on_mixture(config, data, tokenizer, base)
+    generator = torch.Generator().manual_seed(config.seed)
+    frozen = Frozen(work)
+    module = begun(config, bank_tokenizer(config.system.tokenizer, frozen), generator, base)
+    if config.row_start == "captions":
+        start_rows(module, frozen)
+    pictures = load_pictures(work / "emoji")
+    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+
+    def evaluate() -> Iterator[tuple[str, float]]:
+        for split in ("train", "val"):
+            for kind in ("caption", "draw"):
+                mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
+                yield f"{split}/{kind}", module([mix[i] for i in range(48)]).text.item()
+
+    return Stage(
+        name=NAME,
+        module=module,
+        step=lambda module, documents: module(documents),
+        trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
+        data=Loader(documents, config.batch),
+        evals=[evaluate],
+        optim=config.optim,
+        config=config,
+        generators={"patches": generator},
+    )
+
+
+@torch.no_grad()
+def start_rows(module: LanguageTraining, data: Frozen) -> None:
+    """Sets the rows of codes from the single pictures of the bank."""
+    singles = data.singles("train", len(data.bank("train")))
+    captions = [data.bank("train").captions[i] for i in singles]
+    codes = unpadded(bank_codes(data, "train", module.tokenizer)[singles])
+    spelling, llm = module.grammar.config, module.lm.llm
+    first = spelling.first_code - llm.words  # marks stand before the codes
+    made = rows_from_captions(
+        llm.base.get_input_embeddings().weight, module.grammar.text, code_counts(codes, spelling.codes), captions
+    )
+    assert llm.rows is not None and isinstance(llm.rows.input, Rows) and isinstance(llm.rows.output, Rows)
+    for rows, begun_KD in zip((llm.rows.input, llm.rows.output), made, strict=True):
+        rows.weight_VD[first : first + spelling.codes] = begun_KD

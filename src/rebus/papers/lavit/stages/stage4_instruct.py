@@ -1,0 +1,144 @@
+"""LaVIT stage 4: instruction tuning. NOT in the paper (2309.04669 ends with pre-training): it is the successor's,
+Video-LaVIT's (2402.03161), whose loss falls on replies alone and whose images go in as vectors that nothing is asked of.
+
+Goes on from stage 2. The mini learns to chat, in the template that its base model was published with.
+
+    rebus train lavit.stage4_instruct --config mini --work state
+    rebus train lavit.stage4_instruct --config paper --data sets.json --tokenizer weights/lavit --base llama-7b
+
+With `--data`, a JSON file that says where LLaVA's instructions lie, it is trained on these.
+
+Dimension key: none; tensors are made by the language model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from rebus.data.emoji import INSTRUCT as EMBEDDED
+from rebus.data.emoji import EmojiDocuments
+from rebus.data.loader import Loader
+from rebus.data.pictures import load_pictures
+from rebus.mini.frozen import Frozen
+from rebus.papers.lavit.bank import bank_tokenizer
+from rebus.papers.lavit.language import LanguageConfig
+from rebus.papers.lavit.language_training import INSTRUCT, LanguageTraining, begin, go_on, mixture, trainable
+from rebus.papers.lavit.selector import Selection
+from rebus.papers.lavit.stages import stage2_language
+from rebus.papers.lavit.stages.stage2_language import recorded, saved_tokenizer
+from rebus.papers.lavit.tokenizer import LavitTokenizer
+from rebus.papers.lavit.variants import MINI, LavitConfig
+from rebus.train import Optim, Stage
+
+NAME = "lavit.stage4_instruct"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 4. The paper has none; Video-LaVIT does not publish the numbers of its own, so they are stage 2's with the
+    batch, the rate and the one epoch of LLaVA-1.5 (2310.03744), whose instructions it takes."""
+
+    system: LavitConfig = field(default_factory=lambda: LavitConfig(language=LanguageConfig()))
+    """The system whose language model is trained."""
+    selection: Selection = "sample"
+    """How patches are chosen while training."""
+    mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
+    """Share of each kind of document of the embedded data."""
+    batch: int = 128
+    """Documents of one step of the embedded data."""
+    source_batch: int | None = None
+    """Real data only: documents of a batch; none: as many as the table says for its source."""
+    pack: int | None = None
+    """Longest packed row in words; none: a row for each document, padded."""
+    lr: float = 2e-5
+    """Peak rate of the language model."""
+    row_lr: float = 2e-5
+    """Peak rate of the rows of new words."""
+    visual_lr: float = 2e-5
+    """Peak rate of the projector."""
+    optim: Optim = field(
+        default_factory=lambda: Optim(steps=5200, warmup=0.03, betas=(0.9, 0.95), eps=1e-6, clip=1.0, accumulate=8)
+    )
+    """Optimiser and schedule."""
+    seed: int = 42
+    """Order of the documents."""
+
+
+CONFIGS = {
+    "paper": Config(),
+    "mini": Config(
+        system=MINI,
+        selection="threshold",
+        mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
+        batch=16,
+        pack=512,
+        lr=8e-4,
+        row_lr=1e-3,
+        visual_lr=5e-4,
+        optim=Optim(steps=210, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
+    ),
+}
+
+
+def stage(
+    config: Config, work: Path, data: Path | None = None, tokenizer: Path | None = None, base: Path | None = None
+) -> Stage:
+    """Needs what stage 2 needs, and its weights under `work`."""
+    generator = torch.Generator().manual_seed(config.seed)
+    if data is not None:
+        module = begun(config, work, saved_tokenizer(tokenizer), generator, base)
+        assert tokenizer is not None  # or there would be no module
+        return Stage(
+            name=NAME,
+            module=module,
+            step=lambda module, batch: module(batch),
+            trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
+            data=mixture(data, INSTRUCT, batch=config.source_batch, seed=config.seed),
+            optim=config.optim,
+            config=recorded(config, tokenizer, base),
+            generators={"patches": generator},
+        )
+    module = begun(config, work, bank_tokenizer(config.system.tokenizer, Frozen(work)), generator, base)
+    pictures = load_pictures(work / "emoji")
+    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+
+    def evaluate() -> Iterator[tuple[str, float]]:
+        for split in ("train", "val"):
+            for kind in ("describe", "request", "question"):
+                mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
+                yield f"{split}/{kind}", module([mix[i] for i in range(32)]).text.item()
+
+    return Stage(
+        name=NAME,
+        module=module,
+        step=lambda module, documents: module(documents),
+        trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
+        data=Loader(documents, config.batch),
+        evals=[evaluate],
+        optim=config.optim,
+        config=config,
+        generators={"patches": generator},
+    )
+
+
+def begun(
+    config: Config, work: Path, tokenizer: LavitTokenizer, generator: torch.Generator, base: Path | None
+) -> LanguageTraining:
+    """The module of stage 2 as stage 2 left it, in the chat template; nothing is learned of what the user says."""
+    module = begin(
+        config.system,
+        tokenizer,
+        template="chat",
+        loss="reply",
+        pack=config.pack,
+        visual_loss=False,
+        selection=config.selection,
+        base=base,
+        generator=generator,
+    )
+    go_on(module, work / stage2_language.NAME)
+    return module

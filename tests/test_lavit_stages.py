@@ -1,0 +1,273 @@
+"""LaVIT's stages on the embedded kind of data, tiny: each learns what it should and nothing else; what they leave is packed
+and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+from lavit_mini import DECODER, RECONSTRUCTION, SYSTEM, TOKENIZER, WIDE, write_work
+from rebus.data.emoji import EmojiDocuments
+from rebus.data.pictures import load_pictures
+from rebus.document import Document, Image, assistant, user
+from rebus.errors import RebusError
+from rebus.mini.frozen import Frozen
+from rebus.mini.pack import pack as pack_shared
+from rebus.packages import embedded
+from rebus.papers.lavit import pack as packing
+from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
+from rebus.papers.lavit.language_training import LanguageTraining, cut
+from rebus.papers.lavit.mini_detokenizer import MiniDetokenizerConfig
+from rebus.papers.lavit.pack import pack, unpack
+from rebus.papers.lavit.stages import (
+    stage1a_selector,
+    stage1b_codebook,
+    stage2_language,
+    stage3_pixels,
+    stage4_instruct,
+)
+from rebus.papers.lavit.variants import MINI, VARIANTS
+from rebus.sampling import Sampling
+from rebus.system import load
+from rebus.train import FitResult, Optim, Stage, fit
+from rebus.visual import Codes, Patches
+
+SHORT = Optim(steps=2, precision="fp32")
+FIRST = stage1a_selector.Config(loss=RECONSTRUCTION, noise=(1.0, 0.5), batch=4, lr=1e-3, optim=SHORT)
+SECOND = stage1b_codebook.Config(loss=RECONSTRUCTION, batch=4, lr=1e-3, revive_every=2, optim=SHORT)
+LANGUAGE = {"system": SYSTEM, "selection": "threshold", "batch": 2, "lr": 1e-2, "row_lr": 1e-2, "optim": SHORT}
+THIRD = stage2_language.Config(**LANGUAGE, row_start="captions", mix={"caption": 0.5, "draw": 0.5})
+PIXELS = stage3_pixels.Config(
+    tokenizer=TOKENIZER,
+    detokenizer=SYSTEM.detokenizer,
+    selection="threshold",
+    true_share=0.5,
+    batch=2,
+    optim=Optim(steps=1, precision="fp32", ema=0.9),
+)
+FOURTH = stage4_instruct.Config(**LANGUAGE, mix={"request": 0.5, "describe": 0.5})
+
+
+def run(stage: Stage, work: Path) -> tuple[set[str], FitResult]:
+    """What a run of the stage has changed, and what it says."""
+    before = {name: x.clone() for name, x in stage.module.state_dict().items()}
+    result = fit(stage, work / stage.name, device="cpu")
+    return changed(before, stage.module.state_dict()), result
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    return {name for name, x in after.items() if not torch.equal(before[name], x)}
+
+
+def tops(names: set[str], depth: int = 2) -> set[str]:
+    return {".".join(name.split(".")[:depth]) for name in names}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After both phases of stage 1."""
+    folder = write_work(tmp_path_factory.mktemp("work"))
+    names, result = run(stage1a_selector.stage(FIRST, folder), folder)
+    drawn = {"detokenizer.decoder", "detokenizer.draft"}
+    assert tops(names) == {"tokenizer.selector", "tokenizer.merger", "tokenizer.to_code", "done", *drawn}
+    assert {"val/cosine", "val/kept", "val/kept_deviation", "val/kept_5_percentile"} <= result.evals.keys()
+    assert 1 <= result.evals["val/kept_5_percentile"] <= result.evals["val/kept"] <= 64
+    names, result = run(stage1b_codebook.stage(SECOND, folder), folder)
+    assert tops(names) == {"tokenizer.merger", "tokenizer.to_code", "tokenizer.quantizer", "done", *drawn}
+    assert 1 <= result.evals["val/codes_used"] <= 32 and 1 <= result.evals["val/perplexity"] <= 32
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ stage 1
+
+
+def test_the_papers_numbers_are_the_defaults() -> None:
+    for config in (stage1a_selector.CONFIGS["paper"], stage1b_codebook.CONFIGS["paper"]):
+        loss = config.loss
+        assert (loss.share, loss.share_weight, loss.share_of) == (1 / 3, 2.0, "per_image")
+        assert (loss.tokenizer.codebook_size, loss.tokenizer.code_width, config.batch) == (16384, 32, 2048)
+        assert loss.tokenizer.merger.depth == loss.decoder.depth == 12 and loss.draft_weight == 0
+    steps = (stage1a_selector.CONFIGS["paper"].optim.steps, stage1b_codebook.CONFIGS["paper"].optim.steps)
+    assert sum(steps) == 50_000 and stage3_pixels.CONFIGS["paper"].optim.steps == 20_000
+    assert stage2_language.CONFIGS["paper"].visual_loss_in_image_text
+
+
+def test_the_noise_falls_as_the_config_says(work: Path) -> None:
+    module = stage1a_selector.SelectorTraining(FIRST, torch.Generator())
+    scales = []
+    for _ in range(3):
+        scales.append(module.scale())
+        module.done += 1
+    assert scales == [1.0, 0.75, 0.5]
+
+
+def test_a_resumed_run_is_the_unbroken_run(work: Path, tmp_path: Path) -> None:
+    config = replace(SECOND, optim=Optim(steps=3, precision="fp32"), revive_below=10.0)
+    whole = fit(stage1b_codebook.stage(config, work), tmp_path / "whole", device="cpu", log_every=1)
+    broken = stage1b_codebook.stage(config, work)
+    broken.optim = replace(config.optim, steps=2)
+    first = fit(broken, tmp_path / "broken", device="cpu", log_every=1, save_every=2)
+    rest = fit(stage1b_codebook.stage(config, work), tmp_path / "broken", device="cpu", log_every=1)
+    # the schedule knows the whole run's length, so the first part may differ in its rates but not in its first loss
+    assert first.losses[0] == pytest.approx(whole.losses[0], rel=1e-6)
+    assert len(rest.losses) == 1 and rest.finished
+
+
+def test_the_second_phase_needs_the_first(tmp_path: Path) -> None:
+    with pytest.raises(RebusError, match="There is no .*stage1a_selector.* Train lavit.stage1a_selector first"):
+        stage1b_codebook.stage(SECOND, tmp_path)
+
+
+def test_codes_of_the_bank_are_those_of_its_pictures(work: Path) -> None:
+    data = Frozen(work)
+    tokenizer = bank_tokenizer(TOKENIZER, data)
+    rows = unpadded(bank_codes(data, "val", tokenizer)[[0, 3]])
+    pictures = data.bank("val").images_NHW3[[0, 3]]
+    encoded = tokenizer.encode([Image(PIL.Image.fromarray(x)) for x in pictures], {"generation"})
+    for ids_N, image in zip(rows, encoded, strict=True):
+        assert len(ids_N) == len(image.generated.ids_N)  # features are kept in half precision, which may move a code
+        assert (ids_N == image.generated.ids_N).float().mean() > 0.8
+
+
+# ------------------------------------------------------------------------------------------------ stages 2 and 4
+
+
+def language(stage: Stage) -> LanguageTraining:
+    assert isinstance(stage.module, LanguageTraining)
+    return stage.module
+
+
+def test_the_language_model_learns_in_both_orders(work: Path) -> None:
+    stage = stage2_language.stage(THIRD, work)
+    stage.evals = []  # the pictures of the tests have no split to be measured on
+    module = language(stage)
+    table = module.lm.llm.rows.input.weight_VD.detach()
+    assert table[2:].norm(dim=1).mean() > 2 * table[:2].norm(dim=1).mean()  # marks begin as noise, codes as words
+    for name, x in module.tokenizer.merger.state_dict().items():  # the second merger begins as the first
+        assert torch.equal(module.lm.input_projector.merger.state_dict()[name], x)
+    names, result = run(stage, work)
+    assert tops(names, 3) == {"lm.llm.rows", "lm.llm.base", "lm.input_projector.merger", "lm.input_projector.proj"}
+    assert {name.split(".")[-2] for name in names if ".base." in name} == {"default"}  # adapters alone
+    assert all(0 < loss < 12 for loss in result.losses)
+
+
+def test_a_second_language_stage_goes_on_with_the_first(work: Path) -> None:
+    if not (work / stage2_language.NAME).exists():
+        run(replaced(stage2_language.stage(THIRD, work)), work)
+    stage = replaced(stage4_instruct.stage(FOURTH, work))
+    held = {f"lm.{k}": v for k, v in language(stage).lm.state_dict().items()}
+    from rebus.papers.lavit.reconstruction import stage_weights
+
+    left = stage_weights(work / stage2_language.NAME / "weights.safetensors")
+    assert all(torch.equal(held[name], x) for name, x in left.items() if name.startswith("lm."))
+    names, _ = run(stage, work)
+    assert not [name for name in names if name.startswith("tokenizer.")]
+
+
+def replaced(stage: Stage) -> Stage:
+    stage.evals = []
+    return stage
+
+
+def targets(module: LanguageTraining, document: Document) -> tuple[int, int]:
+    """How many words are learned at the places of vectors, and elsewhere."""
+    (words,) = module.sequences([document])
+    ((start, stop),) = words.input_spans
+    inside = sum(words.target[start:stop])
+    assert isinstance(words.inputs[0], Patches) and int(words.inputs[0].keep_N.sum()) == stop - start
+    return inside, sum(words.target) - inside
+
+
+def test_the_codes_of_an_image_that_is_read_are_learned_where_the_switch_says(work: Path) -> None:
+    image = Image(PIL.Image.linear_gradient("L").convert("RGB"))
+    pair = Document((user(image), assistant("a ramp")))
+    on = language(stage2_language.stage(replace(THIRD, system=WIDE, row_start="random"), work))
+    off = language(stage2_language.stage(replace(THIRD, visual_loss_in_image_text=False, row_start="random"), work))
+    (inside, rest), (none, others) = targets(on, pair), targets(off, pair)
+    (words,) = on.sequences([pair])
+    (start, stop), first = words.input_spans[0], on.grammar.config.first_code
+    assert inside == stop - start and none == 0 and rest >= others >= len("a ramp") + 1
+    (encoded,) = on.tokenizer.encode([image], {"generation"})
+    assert [word - first for word in words.ids[start:stop]] == encoded.generated.ids_N.tolist()
+
+
+def test_patches_may_be_drawn_anew_each_time(work: Path) -> None:
+    stage = stage2_language.stage(replace(THIRD, selection="sample", row_start="random"), work)
+    module, pictures = language(stage), load_pictures(work / "emoji")
+    documents = [EmojiDocuments(pictures, split="train", seed=0, mix={"caption": 1.0})[n] for n in range(2)]
+    state = module.generator.get_state()
+    lengths = [[len(words) for words in module.sequences(documents)] for _ in range(4)]
+    assert len({tuple(x) for x in lengths}) > 1
+    module.generator.set_state(state)
+    assert [len(words) for words in module.sequences(documents)] == lengths[0]
+
+
+def test_a_long_document_is_cut_before_an_image_that_does_not_fit(work: Path) -> None:
+    module = language(stage2_language.stage(replace(THIRD, row_start="random"), work))
+    image = Image(PIL.Image.linear_gradient("L").convert("RGB"))
+    (words,) = module.sequences([Document((user(image, "one", image), assistant("two")))])
+    (first, second) = words.input_spans
+    short = cut(words, second[1] - 1)
+    assert len(short) == second[0] and short.input_spans == [first] and len(short.inputs) == 1
+    assert cut(words, len(words)) is words
+    assert len(cut(words, first[1])) == first[1]
+
+
+# ------------------------------------------------------------------------------------------------ stage 3, packing
+
+
+def test_the_mini_is_packed_and_loaded_as_it_was_trained(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, made in (
+        (stage2_language.NAME, (stage2_language, THIRD)),
+        (stage4_instruct.NAME, (stage4_instruct, FOURTH)),
+    ):
+        if not (work / name).exists():
+            run(replaced(made[0].stage(made[1], work)), work)
+    stage = stage3_pixels.stage(PIXELS, work)
+    names, result = run(stage, work)
+    assert tops(names) == {"detokenizer.denoiser", "detokenizer.draft"}
+    assert {"val/codes_psnr", "val/codes_draft_psnr"} <= result.evals.keys()
+
+    monkeypatch.setitem(packing.VARIANTS, "mini", SYSTEM)
+    pack_shared(work, tmp_path / "mini")
+    saved = pack(work, tmp_path / "lavit-mini")
+    assert saved.base == "mini" and set(saved.files) == {"tokenizer", "lm", "detokenizer"}
+    assert not [name for name in saved.tensors("tokenizer") if name.startswith("visual_encoder.")]
+    system = load("lavit:mini", weights=tmp_path / "lavit-mini", dtype=torch.float32)
+    held = {f"detokenizer.{name}": x for name, x in system.detokenizer.state_dict().items()}
+    for name, x in stage.module.state_dict().items():
+        torch.testing.assert_close(held[name], x, atol=2e-3, rtol=2e-3)  # kept in half precision
+    picture = Image(PIL.Image.linear_gradient("L").convert("RGB"))
+    (encoded,) = system.tokenizer.encode([picture], {"generation"})
+    (trained,) = bank_tokenizer(TOKENIZER, Frozen(work)).encode([picture], {"generation"})
+    assert len(encoded.generated.ids_N) == len(trained.generated.ids_N)
+    assert isinstance(encoded.generated, Codes) and encoded.generated.source == system.grammar.source
+    (said,) = system.generate(
+        [Document((user(picture, "What?"),))], modality="image", sampling=Sampling(max_new_tokens=12)
+    )
+    assert said.images[0].pixels.size == (64, 64) and 2 <= len(said.images[0].generated.ids_N) <= 10
+
+    written = unpack(tmp_path / "lavit-mini", tmp_path / "again")
+    assert {path.parent.name for path in written} == {name for places in packing.PLACES.values() for name, _ in places}
+    for name in ("mini.vision", "mini.vae", "bank", "cache", "emoji"):
+        (tmp_path / "again" / name).symlink_to(work / name)
+    stage1b_codebook.stage(SECOND, tmp_path / "again")  # training goes on from there
+    stage4_instruct.stage(FOURTH, tmp_path / "again")
+
+
+def test_the_mini_fits_its_budget_and_says_how_it_is_trained() -> None:
+    assert VARIANTS["mini"] is MINI and isinstance(MINI.detokenizer, MiniDetokenizerConfig)
+    assert MINI.tokenizer.merger == MINI.projector and DECODER.patches == MINI.grammar.patches == 64
+    try:
+        embedded("lavit-mini")
+    except RebusError:
+        with pytest.raises(RebusError, match=r"made by runs/lavit_mini\.sh"):
+            load("lavit:mini")

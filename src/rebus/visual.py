@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import PIL.Image
 import torch
@@ -66,6 +66,8 @@ class ImageSampling:
     """Denoising steps."""
     guidance: float | None = None
     """Classifier-free guidance scale of the diffusion model."""
+    image_guidance: float | None = None
+    """How far a detokenizer that edits is led towards the source image."""
     noise_level: int | None = None
     """unCLIP only: how much noise is added to the image embedding, 0..999."""
     size: tuple[int, int] | None = None
@@ -99,4 +101,14 @@ class Detokenizer(Protocol):
         sampling: ImageSampling,
     ) -> Iterator[Progress | PIL.Image.Image]:
         """`Progress` while it draws, then one image for each of `tokens`, in order."""
+        ...
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A detokenizer that may be able to keep what a source image shows."""
+
+    @property
+    def edits(self) -> bool:
+        """Whether it is: a network of the same kind may have been trained without sources."""
         ...

@@ -10,7 +10,7 @@ from rebus.checkpoint.saved import (
     save_system,
     without_weights,
 )
-from rebus.checkpoint.tensors import LazyTensors, lay_over, read_tensors, write_tensors
+from rebus.checkpoint.tensors import LazyTensors, lay_over, read_tensors, write_pickle, write_tensors
 
 __all__ = [
     "Converted",
@@ -31,5 +31,6 @@ __all__ = [
     "read_tensors",
     "save_system",
     "without_weights",
+    "write_pickle",
     "write_tensors",
 ]

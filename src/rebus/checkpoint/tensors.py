@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -196,6 +197,21 @@ def write_tensors(
         files.append(f"{name}.safetensors.index.json")
         (folder / files[-1]).write_text(json.dumps(index, indent=1) + "\n")
     return {file: sha256(folder / file) for file in files}
+
+
+def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a pickled state dict, as published code reads it. Tensors lie in scratch files beside `path` until all of them
+    are there, so that memory holds one at a time."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        mapped = {}
+        for number, name in enumerate(tensors):
+            tensor, file = _plain(tensors[name], None), Path(scratch, str(number))
+            if tensor.numel():
+                file.write_bytes(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                flat = torch.from_file(str(file), shared=False, size=tensor.numel(), dtype=tensor.dtype)
+                tensor = flat.view(tensor.shape)
+            mapped[name] = tensor
+        torch.save(mapped, path)
 
 
 def _write_safetensors(path: Path, names: list[str], tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:

@@ -1,5 +1,5 @@
-"""Guidance over three rows, for UNets that see a source image's latent beside the noisy one (SEED-X; InstructPix2Pix,
-2211.09800), the widening of a network's first layer that makes it such a one, and the loss that such a UNet learns by.
+"""Guidance over three rows, for denoisers that see a source image's latent beside the noisy one (SEED-X; InstructPix2Pix,
+2211.09800), the widening of a network's first layer that makes it such a one, and the loss that a UNet learns by.
 
 Dimension key: I images · c latent channels · e extra channels · h w latent sides
 """
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rebus.diffusion.denoiser import Condition, Denoiser
+from rebus.diffusion.flow import integrate
 from rebus.diffusion.pipeline import LatentDiffusion, Told
 
 
@@ -49,29 +51,55 @@ def sample_edit(
         e = C + text (A − B) + image (B − C)
 
     `told` and `untold` hold the source's latent as extra channels: zeros where there is none, and B is C. Without any
-    extra channels C is not run.
+    extra channels, and where `image` is 1, so that it has no weight, C is not run.
     """
     if not guidance.on:
         return diffusion.sample(noise_Ichw, told, untold, steps=steps, guidance=1.0, generators=generators)
     rows = [told, untold]
-    if untold.extra_Iehw is not None:
+    if untold.extra_Iehw is not None and guidance.image != 1:
         rows.append(replace(untold, extra_Iehw=torch.zeros_like(untold.extra_Iehw)))
     all_rows = rows[0].cat(rows[1]) if len(rows) == 2 else rows[0].cat(rows[1]).cat(rows[2])
 
     def predict(seen: Tensor, time: Tensor, sigma: float) -> Tensor:
         parts = diffusion.predict(torch.cat([seen] * len(rows)), time, all_rows).chunk(len(rows))
-        a, b, c = (*parts, parts[1])[:3]
-        guided = c + guidance.text * (a - b) + guidance.image * (b - c)
-        if guidance.rescale == 0:
-            return guided
-        # the spread that is scaled back is that of the image predicted, x − σ e, as in the published pipeline
-        x = seen * (sigma**2 + 1) ** 0.5
-        clean, plain = x - sigma * guided, x - sigma * a
-        spread = plain.std((1, 2, 3), keepdim=True) / clean.std((1, 2, 3), keepdim=True)
-        clean = (guidance.rescale * spread + 1 - guidance.rescale) * clean
-        return (x - clean) / sigma
+        return _led(parts, guidance, seen * (sigma**2 + 1) ** 0.5, sigma)
 
     return diffusion.denoise(noise_Ichw, predict, steps=steps, generators=generators)
+
+
+def sample_edit_flow(
+    denoiser: Denoiser,
+    noise_Ichw: Tensor,
+    told: Condition,
+    untold: Condition,
+    *,
+    guidance: EditGuidance,
+    steps: int,
+    shift: float = 1.0,
+) -> Iterator[tuple[int, Tensor]]:
+    """The same for rectified flow, whose third row is told nothing at all; yields as `flow.sample` does."""
+    count = 2 if guidance.image == 1 else 3
+    rows = told.cat(untold) if count == 2 else told.cat(untold).cat(told.zeros())
+
+    def velocity(x: Tensor, time: Tensor, sigma: float) -> Tensor:
+        if not guidance.on:
+            return denoiser(x, time.expand(len(x)), told)
+        parts = denoiser(torch.cat([x] * count), time.expand(count * len(x)), rows).chunk(count)
+        return _led(parts, guidance, x, sigma)
+
+    return integrate(velocity, noise_Ichw, steps=steps, shift=shift)
+
+
+def _led(parts: Sequence[Tensor], guidance: EditGuidance, x_Ichw: Tensor, sigma: float) -> Tensor:
+    """Two or three rows' predictions as one. x − σ · prediction is the image predicted, for noise and velocity alike."""
+    a, b, c = (*parts, parts[1])[:3]
+    guided = c + guidance.text * (a - b) + guidance.image * (b - c)
+    if guidance.rescale == 0:
+        return guided
+    # as in the published pipeline, the spread that is scaled back is that of the image predicted
+    clean, plain = x_Ichw - sigma * guided, x_Ichw - sigma * a
+    spread = plain.std((1, 2, 3), keepdim=True) / clean.std((1, 2, 3), keepdim=True)
+    return (x_Ichw - (guidance.rescale * spread + 1 - guidance.rescale) * clean) / sigma
 
 
 @torch.no_grad()

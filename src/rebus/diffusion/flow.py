@@ -7,7 +7,7 @@ Dimension key: I images · c latent channels · h w latent sides
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,6 @@ def noise_like(shape: Sequence[int], generators: Sequence[torch.Generator], *, l
     return torch.stack(rows).to(device=like.device, dtype=like.dtype)
 
 
-@torch.no_grad()
 def sample(
     denoiser: Denoiser,
     noise_Ichw: Tensor,
@@ -45,20 +44,30 @@ def sample(
     guidance: float,
     shift: float = 1.0,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Euler steps from noise to data. Yields (steps done, the latent as it is expected to end) after each one.
+    """`integrate` with guidance g, which extrapolates from `empty` to `condition`: v = v_empty + g (v_condition − v_empty);
+    1 runs one row only."""
+    both = condition.cat(empty)
 
-    `guidance` g extrapolates from `empty` to `condition`: v = v_empty + g (v_condition − v_empty); 1 runs one row only.
-    """
+    def velocity(x: Tensor, time: Tensor, _: float) -> Tensor:
+        if guidance == 1.0:
+            return denoiser(x, time.expand(len(x)), condition)
+        told, untold = denoiser(torch.cat([x, x]), time.expand(2 * len(x)), both).chunk(2)
+        return untold + guidance * (told - untold)
+
+    return integrate(velocity, noise_Ichw, steps=steps, shift=shift)
+
+
+@torch.no_grad()
+def integrate(
+    velocity: Callable[[Tensor, Tensor, float], Tensor], noise_Ichw: Tensor, *, steps: int, shift: float = 1.0
+) -> Iterator[tuple[int, Tensor]]:
+    """Euler steps from noise to data, by what `velocity` makes of latents, their time and σ. Yields (steps done, the latent
+    as it is expected to end) after each one."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps, device=noise_Ichw.device)
     x = noise_Ichw
-    both = condition.cat(empty)
     for k, time in enumerate(scheduler.timesteps):
-        if guidance == 1.0:
-            velocity = denoiser(x, time.expand(len(x)), condition)
-        else:
-            told, untold = denoiser(torch.cat([x, x]), time.expand(2 * len(x)), both).chunk(2)
-            velocity = untold + guidance * (told - untold)
-        sigma = scheduler.sigmas[k]
-        yield k + 1, x - sigma * velocity
-        x = scheduler.step(velocity, time, x, return_dict=False)[0]
+        sigma = float(scheduler.sigmas[k])
+        predicted = velocity(x, time, sigma)
+        yield k + 1, x - sigma * predicted
+        x = scheduler.step(predicted, time, x, return_dict=False)[0]

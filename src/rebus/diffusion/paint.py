@@ -33,11 +33,19 @@ def paint(
 ) -> Iterator[Progress | PIL.Image.Image]:
     """`Progress` with a preview of the first image after every step, then the images; `guidance` and `shift` as in
     `flow.sample`. Raises RebusError for less than one step."""
+    yield from show(
+        codec, sample(denoiser, noise_Ichw, told, empty, steps=steps, guidance=guidance, shift=shift), steps=steps
+    )
+
+
+@torch.no_grad()
+def show(
+    codec: LatentCodec, drawing: Iterator[tuple[int, Tensor]], *, steps: int
+) -> Iterator[Progress | PIL.Image.Image]:
+    """The steps of `flow.integrate` as `paint` yields them. Raises RebusError for less than one step."""
     if steps < 1:
         raise RebusError(f"An image is drawn in at least one step, but {steps} were asked for. Use 4 to 50.")
-    latents = noise_Ichw
-    for step, now in sample(denoiser, noise_Ichw, told, empty, steps=steps, guidance=guidance, shift=shift):
-        latents = now
+    for step, latents in drawing:
         if step < steps:
             yield Progress(step, steps, pictures(codec, latents[:1])[0])
     yield Progress(steps, steps)

@@ -170,6 +170,11 @@ class LatentDiffusion(nn.Module):
         latents_Ichw = (latents_Ichw / self.vae.config.scaling_factor).to(self.vae.dtype)
         return self.vae.decode(latents_Ichw, return_dict=False)[0].clamp(-1, 1)
 
+    @torch.no_grad()
+    def latents(self, pixels_I3HW: Tensor) -> Tensor:
+        """Pixels in −1..1 → the mode of their latents, not scaled as the UNet's noisy latents are."""
+        return self.vae.encode(pixels_I3HW.to(self.vae.dtype)).latent_dist.mode()
+
     def latent_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Channels, height and width of the latent of an image of `size` (height, width) in pixels.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from rebus.diffusion.denoiser import TransformerConfig
-from rebus.diffusion.draft import DraftConfig
+from rebus.diffusion.draft import GridDraftConfig
 from rebus.diffusion.vae import VaeConfig
 from rebus.mini.llm import BASE_LLM
 from rebus.mini.vision import MINI_VIT
@@ -14,6 +14,7 @@ from rebus.nn.resampler import ResamplerConfig
 from rebus.nn.vit import ViTConfig
 from rebus.papers.seed_x import views
 from rebus.papers.seed_x.adapter import AdapterConfig
+from rebus.papers.seed_x.detokenizer import SECOND_STAGE as MINI_SECOND_STAGE
 from rebus.papers.seed_x.detokenizer import SeedXDetokenizerConfig
 from rebus.papers.seed_x.language import LanguageConfig, LoraConfig, MergedLanguageConfig, ProjectorsConfig
 from rebus.papers.seed_x.published_decoder import SECOND_STAGE, SdxlDetokenizerConfig
@@ -65,7 +66,7 @@ MINI = SeedXConfig(
     ),
     grammar=mini(SMOLLM2_WORDS, 16, vectors=64, context=2048),
     language=LanguageConfig(base=BASE_LLM, new_words=new_words(16), lora=LoraConfig(dropout=0.0)),
-    detokenizer=SeedXDetokenizerConfig(),
+    detokenizer=MINI_SECOND_STAGE,
     weights="seed_x-mini",
     base="mini",
 )
@@ -120,7 +121,7 @@ TINY = SeedXConfig(
         denoiser=TransformerConfig(
             extra_channels=8, side=8, heads=2, head_width=16, depth=1, token_width=16, vector_width=32
         ),
-        draft=DraftConfig(vector_width=16, start=4, widths=(16, 16)),
+        draft=GridDraftConfig(token_width=8, grid=4, widths=(16, 16)),
         steps=2,
     ),
 )

@@ -89,7 +89,7 @@ def test_the_selector_learns_from_what_is_rebuilt(gradient: str) -> None:
     assert module.tokenizer.selector.score[-1].weight.grad.abs().sum() > 0
     rests = reconstruction(replace(CONFIG, share_weight=0.0), selector_learns=False)
     rests.losses(features(), generator(5)).total.backward()
-    assert rests.tokenizer.selector.score[-1].weight.grad is None
+    assert not rests.tokenizer.selector.score[-1].weight.grad.any()  # only the share's term knows it, weighed by zero
     assert rests.tokenizer.merger.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
 
 
@@ -110,8 +110,8 @@ def test_the_losses_are_the_papers_equation() -> None:
     parts = losses.parts
     torch.testing.assert_close(losses.total, parts["cosine"] + 2 * parts["share"])
     assert 0.8 < parts["cosine"].item() < 1.2  # nothing has been learned
-    pinned = {"cosine": 0.994735, "share": 0.022135, "kept": 5.833333}
-    assert {name: round(float(parts[name]), 6) for name in pinned} == pytest.approx(pinned, abs=2e-5)
+    pinned = {"cosine": 0.994534, "share": 0.026693, "kept": 7.166667}
+    assert {name: round(torch.as_tensor(parts[name]).item(), 6) for name in pinned} == pytest.approx(pinned, abs=2e-5)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -28,6 +28,8 @@ from rebus.apps.files import codes_json, read_codes, save_codes
 from rebus.apps.guard import guarded
 from rebus.apps.loading import Bar, about, load_system, variants, where_weights
 from rebus.apps.packing import pack, unpack
+from rebus.apps.patches import Tokens, give_tokens, kept_over
+from rebus.apps.safety import Safety, check_drawings
 from rebus.apps.terminal import keep_in, show
 from rebus.data.wording import STYLES
 from rebus.document import Document, Image, user
@@ -79,11 +81,15 @@ def chat(
     seed: Seed = 0,
     temperature: Temperature = 0.7,
     max_tokens: MaxTokens = 256,
+    tokens: Tokens = None,
+    safety: Safety = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Talk with a model in words and pictures."""
     model = load_system(system, err, weights=weights, device=device)
+    check_drawings(model, safety)
+    give_tokens(model, system, tokens)
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
     generator = torch.Generator().manual_seed(seed)
     if sys.stdin.isatty():
@@ -101,6 +107,7 @@ def see(
     seed: Seed = 0,
     temperature: Temperature = 0.0,
     max_tokens: MaxTokens = 128,
+    tokens: Tokens = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
@@ -108,6 +115,7 @@ def see(
     pixels = open_image(image)
     asked = Document((user(Image(pixels), _not_empty(question, "question")),))
     model = load_system(system, err, weights=weights, device=device, parts=("tokenizer", "lm"))
+    give_tokens(model, system, tokens)
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
     generator = torch.Generator().manual_seed(seed)
     show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path()))
@@ -131,12 +139,14 @@ def draw(
     seed: Seed = 0,
     steps: Steps = None,
     temperature: Temperature = 0.0,
+    safety: Safety = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Draw a picture from words."""
     wish = drawing_request(_not_empty(text, "text"), style)
     model = load_system(system, err, weights=weights, device=device, parts=("lm", "detokenizer"))
+    check_drawings(model, safety)
     sampling = Sampling(temperature=temperature, image=ImageSampling(steps=steps))
     generator = torch.Generator().manual_seed(seed)
     stream = model.stream(Document((user(wish),)), modality="image", sampling=sampling, generator=generator)
@@ -155,7 +165,16 @@ def tokenize(
             aliases=("-o",), metavar="FILE", help="a document for the codes", help_behavior_hint="(default: print them)"
         ),
     ] = None,
+    show_mask: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="a picture of the patches that are kept; several are numbered",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = None,
     seed: Seed = 0,
+    tokens: Tokens = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
@@ -164,8 +183,13 @@ def tokenize(
         raise RebusError("No pictures were named, so there is nothing to tokenize. Name at least one file.")
     opened = [Image(open_image(path)) for path in images]
     model = load_system(system, err, weights=weights, device=device, parts=("tokenizer",))
+    give_tokens(model, system, tokens)
     generators = [torch.Generator().manual_seed(seed) for _ in opened]
     encoded = model.tokenizer.encode(opened, {"generation"}, generators=generators)
+    if show_mask is not None:
+        masks = [kept_over(image, system) for image in encoded]
+        for mask, file in zip(masks, numbered(show_mask, len(masks)), strict=True):
+            out.print(f"saved as {save_image(mask, file)}", style="dim", soft_wrap=True)
     if output is not None:
         out.print(f"saved as {save_codes(encoded, output)}", style="dim", soft_wrap=True)
         return
@@ -185,12 +209,14 @@ def detokenize(
     ),
     seed: Seed = 0,
     steps: Steps = None,
+    safety: Safety = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Turn codes back into pictures."""
     tokens = read_codes(codes)
     model = load_system(system, err, weights=weights, device=device, parts=("detokenizer",))
+    check_drawings(model, safety)
     # codes that were typed say nothing of the tokenizer that wrote them
     tokens = [Codes(token.ids_N, token.source or model.grammar.source) for token in tokens]
     stream = model.detokenizer.decode(
@@ -200,10 +226,7 @@ def detokenize(
         generators=[torch.Generator().manual_seed(seed) for _ in tokens],
         sampling=ImageSampling(steps=steps),
     )
-    names = (
-        [output] if len(tokens) == 1 else [output.with_stem(f"{output.stem}-{n}") for n in range(1, len(tokens) + 1)]
-    )
-    saved = iter(names)
+    saved = iter(numbered(output, len(tokens)))
     pieces = (piece if isinstance(piece, Progress) else Image(piece) for piece in stream)
     show(pieces, out, lambda pixels: save_image(pixels, next(saved)))
 
@@ -301,6 +324,11 @@ def drawing_request(text: str, style: str | None) -> str:
         known = {name.lower(): name for name in STYLES.values()}
         text += f" in {known.get(style.lower(), style)} style"
     return text if text.endswith(("?", "!")) else text + "."
+
+
+def numbered(file: Path, count: int) -> list[Path]:
+    """The names of `count` files: the name itself, or the name with numbers from 1 where there are several."""
+    return [file] if count == 1 else [file.with_stem(f"{file.stem}-{n}") for n in range(1, count + 1)]
 
 
 def _not_empty(text: str, what: str) -> str:

@@ -5,6 +5,7 @@ Dimension key: I images · N patches · K codes of the codebook
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,9 @@ def bank_codes(data: Frozen, split: str, tokenizer: LavitTokenizer) -> np.ndarra
             row_N[: len(ids_N)] = ids_N
         return rows_IN
 
-    return data.derive("lavit_codes", split, run)
+    # named for the codebook, so that a tokenizer that was trained again does not find the codes of the old one
+    digest = hashlib.sha256(tokenizer.quantizer.codebook_KC.detach().numpy().tobytes()).hexdigest()[:8]
+    return data.derive(f"lavit_codes_{tokenizer.selection}_{digest}", split, run)
 
 
 def unpadded(rows_IN: np.ndarray) -> list[Tensor]:

@@ -145,7 +145,7 @@ def stage(config: Config, work: Path, data: Path | None = None, vision: Path | N
     generator = torch.Generator().manual_seed(config.seed)
     module = CodebookTraining(config, generator)
     weights = stage_weights(work / stage1a_selector.NAME / "weights.safetensors")
-    weights.pop("done")
+    weights.pop("done", None)
 
     def made(step: Callable[[CodebookTraining, Any], Losses], batches: Resumable[Any], evals: list[Any]) -> Stage:
         return Stage(

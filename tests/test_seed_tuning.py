@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import tiny
 from torch import nn
 
 from rebus.checkpoint import SavedSystem, config_to_json, load_system, save_system
@@ -27,8 +28,10 @@ from rebus.papers.seed import tuning
 from rebus.papers.seed.build import build, own_tensors
 from rebus.papers.seed.mixture import INSTRUCT, PRETRAIN
 from rebus.papers.seed.stages import stage3_full, stage3_pretrain, stage4_instruct
+from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining
 from rebus.papers.seed.templates import TEMPLATES
 from rebus.papers.seed.variants import TINY
+from rebus.system import encode
 from rebus.train import Optim, Stage, fit
 from seed_pairs import write_pairs
 
@@ -257,3 +260,19 @@ def test_weights_that_are_missing_or_of_another_model(work: Path, data: Path, to
     other = replace(SYSTEM, language=replace(SYSTEM.language, lora_rank=4))
     with pytest.raises(RebusError, match="are of another model"):
         stage3_full.stage(replace(FULL, system=other), work, data / "pretrain.json", tokenizer)
+
+
+def test_documents_in_rows_of_two_lengths_lose_as_in_one():
+    system = tiny.fresh("seed")
+    mixed = [d for d in tiny.documents() if any(m.role == "assistant" for m in d.messages)]
+    mixed += [Document((user("A red car."), assistant("Yes.")))]
+
+    def lost(pack: int | None) -> torch.Tensor:
+        module = LanguageTraining(system.lm, system.tokenizer, system.grammar, template="chat", loss="reply", pack=pack)
+        return module(mixed).total
+
+    lengths = [len(system.grammar.serialize(d)) for d in encode(system.tokenizer, mixed, replies="generation")]
+    assert min(lengths) <= 70 < max(lengths)
+    with torch.no_grad():
+        torch.testing.assert_close(lost(70), lost(None), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(lost(500), lost(None), atol=1e-5, rtol=1e-5)

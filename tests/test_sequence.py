@@ -8,7 +8,7 @@ from tests import tiny
 
 from rebus.errors import RebusError
 from rebus.lm import InterleavedLM, next_token_loss
-from rebus.sequence import Sequence, collate
+from rebus.sequence import Sequence, by_length, collate
 from rebus.visual import Features
 
 
@@ -162,3 +162,10 @@ def test_vectors_that_do_not_fit_their_slots():
         reads(collate([slots]))
     with pytest.raises(RebusError, match="reads images as words"):
         InterleavedLM(tiny.text_model("llama"))(collate([slots]))
+
+
+def test_long_sequences_do_not_lengthen_the_rows_of_short_ones():
+    short, long, longer = plain(1, 2), plain(*range(9)), plain(*range(12))
+    assert by_length([short, long, short, longer], 6) == [([short, short], 6), ([long, longer], 12)]
+    assert by_length([short], 6) == [([short], 6)]
+    assert by_length([long], 6) == [([long], 9)]

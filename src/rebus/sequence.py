@@ -134,6 +134,15 @@ def collate(sequences: Many[Sequence], *, pack: int | None = None, pad_id: int =
     )
 
 
+def by_length(sequences: list[Sequence], row: int) -> list[tuple[list[Sequence], int]]:
+    """Sequences in groups that are packed apart, each with the length of its rows: short ones share rows of `row` words,
+    those that are longer rows as long as the longest. Attention costs the square of a row, however little of it belongs
+    together."""
+    long = [s for s in sequences if len(s) > row]
+    groups = [([s for s in sequences if len(s) <= row], row), (long, max(map(len, long), default=0))]
+    return [(some, length) for some, length in groups if some]
+
+
 def _first_fit(lengths: list[int], room: int) -> list[list[int]]:
     """Rows of indices: each sequence goes into the first row that has room for it."""
     rows: list[list[int]] = []

@@ -42,7 +42,7 @@ from rebus.papers.seed.mixture import PRETRAIN as SOURCES
 from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, SeedConfig
-from rebus.sequence import collate
+from rebus.sequence import Batch, by_length, collate
 from rebus.system import encode
 from rebus.train import Optim, Stage, Trainable
 
@@ -66,7 +66,9 @@ class Config:
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
     pack: int | None = None
-    """Longest packed row in words; none: a row for each document, padded."""
+    """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
+    base_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the frozen base model. Rows and adapters that learn are float32 in both."""
     lr: float = 1.5e-4
     """Peak learning rate of the adapters."""
     row_lr: float = 1.5e-4
@@ -99,7 +101,8 @@ CONFIGS = {
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         batch=16,
-        pack=192,
+        pack=128,
+        base_dtype="bf16",
         lr=1e-3,
         row_lr=2e-3,
         in_full=(),
@@ -133,12 +136,29 @@ class LanguageTraining(nn.Module):
         """Images become codes, documents become sequences, sequences a batch."""
         encoded = encode(self.tokenizer, documents, replies="generation")
         sequences = [self.grammar.serialize(d, template=self.template, loss=self.loss) for d in encoded]
-        batch = collate(sequences, pack=self.pack, pad_id=self.grammar.special.pad)
-        return self.lm(batch.to(self.lm.llm.device))
+        if self.pack is None:
+            return self.lm(collate(sequences, pad_id=self.grammar.special.pad).to(self.lm.llm.device))
+        groups = by_length(sequences, self.pack)
+        return self._over([collate(some, pack=row, pad_id=self.grammar.special.pad) for some, row in groups])
+
+    def _over(self, batches: list[Batch]) -> Losses:
+        """The losses of several batches as if they were one: the mean over all words that are learned."""
+        targets = [int(batch.target_BL[:, 1:].sum()) for batch in batches]
+        text = torch.stack(
+            [n * self.lm(batch.to(self.lm.llm.device)).text for n, batch in zip(targets, batches, strict=True)]
+        )
+        mean = text.sum() / max(1, sum(targets))
+        return Losses(mean, mean, None)
 
 
 def training(
-    config: SeedConfig, work: Path, *, template: TemplateName, loss: LossKind, pack: int | None
+    config: SeedConfig,
+    work: Path,
+    *,
+    template: TemplateName,
+    loss: LossKind,
+    pack: int | None,
+    base_dtype: Literal["fp32", "bf16"] = "fp32",
 ) -> LanguageTraining:
     """The language model, its own parts fresh, with the tokenizer of stages 1 and 2."""
     data = Frozen(work)
@@ -150,7 +170,7 @@ def training(
             "A merged language model has no rows nor adapters to train, but this system's is one. Give the stage a "
             "`language` that names its exported folder as `base`."
         )
-    lm, text = build_language(config.language, dtype=torch.float32)
+    lm, text = build_language(config.language, dtype=torch.bfloat16 if base_dtype == "bf16" else torch.float32)
     grammar = SeedGrammar(text, config.grammar, tokenizer.source)
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)
 
@@ -186,7 +206,14 @@ def stage(
     if data is not None:
         return on_mixture(config, data, tokenizer, base)
     torch.manual_seed(config.seed)
-    module = training(config.system, work, template=config.template, loss=config.loss, pack=config.pack)
+    module = training(
+        config.system,
+        work,
+        template=config.template,
+        loss=config.loss,
+        pack=config.pack,
+        base_dtype=config.base_dtype,
+    )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "captions":
         start_rows(module, work)

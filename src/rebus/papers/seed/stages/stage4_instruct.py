@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -44,7 +45,9 @@ class Config:
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
     pack: int | None = None
-    """Longest packed row in words; none: a row for each document, padded."""
+    """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
+    base_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the frozen base model. Rows and adapters that learn are float32 in both."""
     lr: float = 1e-4
     """Peak learning rate of the adapters."""
     row_lr: float = 1e-4
@@ -63,10 +66,11 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         system=MINI,
-        mix={"describe": 0.24, "request": 0.42, "question": 0.08, "chat": 0.16, "album": 0.1},
+        mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
         batch=16,
-        pack=448,
-        lr=6e-4,
+        pack=128,
+        base_dtype="bf16",
+        lr=8e-4,
         row_lr=1e-3,
         optim=Optim(steps=207, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     ),
@@ -100,7 +104,9 @@ def stage(
     if data is not None:
         return on_mixture(config, work, data, tokenizer, base)
     torch.manual_seed(config.seed)
-    module = training(config.system, work, template="chat", loss="reply", pack=config.pack)
+    module = training(
+        config.system, work, template="chat", loss="reply", pack=config.pack, base_dtype=config.base_dtype
+    )
     started = language_weights(work / "seed.stage3_pretrain")
     left = set(started) ^ {name for name in module.lm.llm.state_dict() if name in started}
     module.lm.llm.load_state_dict(started, strict=False)

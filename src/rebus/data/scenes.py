@@ -104,7 +104,7 @@ class Things:
         return row
 
 
-_PLACES = {
+PLACES = {
     "in the top left corner": (36, 36),
     "at the top": (64, 34),
     "in the top right corner": (92, 36),
@@ -125,7 +125,7 @@ def random_scene(things: Things, rng: Random, layout: Layout | None = None) -> S
     placed: list[Placed]
     match layout:
         case "one":
-            x, y = rng.choice(list(_PLACES.values()))
+            x, y = rng.choice(list(PLACES.values()))
             side = rng.randint(72, 112) if (x, y) == (64, 64) else rng.randint(44, 64)
             placed = [Placed(things.pick(rng, 1)[0], x + jitter(4), y + jitter(4), side)]
         case "beside" | "stacked":
@@ -168,15 +168,21 @@ def render(pictures: Pictures, scene: Scene) -> PIL.Image.Image:
     """The scene as a 128 x 128 RGB picture."""
     canvas = PIL.Image.fromarray(draw_backdrop(scene.backdrop))
     for placed in scene.placed:
-        rgba_hw = pictures.rgba_N[placed.row] if placed.side <= 64 else pictures.rgba_128(placed.row)
-        picture = PIL.Image.fromarray(rgba_hw)
-        if picture.width != placed.side:
-            picture = picture.resize(
-                (placed.side, placed.side),
-                PIL.Image.Resampling.BOX if placed.side > 64 else PIL.Image.Resampling.BILINEAR,
-            )
-        canvas.paste(picture, (placed.x - placed.side // 2, placed.y - placed.side // 2), picture)
+        picture, corner = cutout(pictures, placed)
+        canvas.paste(picture, corner, picture)
     return canvas
+
+
+def cutout(pictures: Pictures, placed: Placed) -> tuple[PIL.Image.Image, tuple[int, int]]:
+    """One thing of a scene as an RGBA picture, and where its upper left corner lies."""
+    rgba_hw = pictures.rgba_N[placed.row] if placed.side <= 64 else pictures.rgba_128(placed.row)
+    picture = PIL.Image.fromarray(rgba_hw)
+    if picture.width != placed.side:
+        picture = picture.resize(
+            (placed.side, placed.side),
+            PIL.Image.Resampling.BOX if placed.side > 64 else PIL.Image.Resampling.BILINEAR,
+        )
+    return picture, (placed.x - placed.side // 2, placed.y - placed.side // 2)
 
 
 NUMBERS = ("no", "one", "two", "three", "four")
@@ -189,7 +195,7 @@ def describe(pictures: Pictures, scene: Scene, rng: Random) -> str:
     match scene.layout:
         case "one":
             x, y = scene.placed[0].x, scene.placed[0].y
-            place = min(_PLACES, key=lambda words: (_PLACES[words][0] - x) ** 2 + (_PLACES[words][1] - y) ** 2)
+            place = min(PLACES, key=lambda words: (PLACES[words][0] - x) ** 2 + (PLACES[words][1] - y) ** 2)
             text = f"{a[0]} {place}"
         case "beside":
             text = rng.choice(

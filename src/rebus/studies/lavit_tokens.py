@@ -32,7 +32,7 @@ from rebus.mini.frozen import Frozen
 from rebus.nn.attention import Block, init_linears, init_transformer
 from rebus.nn.quantize import UnitQuantizer
 from rebus.papers.lavit.decoder import DecoderBlock, DecoderConfig
-from rebus.papers.lavit.merger import Merger, MergerConfig
+from rebus.papers.lavit.merger import Merger, MergerBlock, MergerConfig
 from rebus.papers.lavit.reconstruction import Reconstruction, ReconstructionConfig
 from rebus.papers.lavit.selector import KEEP, keep_best
 from rebus.papers.lavit.variants import MINI_RECONSTRUCTION
@@ -167,6 +167,7 @@ class TokensArm(Reconstruction):
             self.tokenizer.merger = Merger(replace(merger, depth=0), generator)
         if kind == "no_cross":
             for block in self.tokenizer.merger.blocks:
+                assert isinstance(block, MergerBlock)
                 nn.init.zeros_(block.cross.proj.weight)
                 nn.init.zeros_(block.cross.proj.bias)
         self.encoder: PooledEncoder | QueryEncoder | None = None
@@ -290,7 +291,9 @@ def measured(arm: TokensArm, data: Frozen, n: int) -> dict[str, float]:
     arm.eval()
     singles = data.singles("val", n)
     generator = torch.Generator().manual_seed(0)
-    cosines, budgets, tokens, codes, counts, likely = [], [], [], [], [], []
+    cosines: list[Tensor] = []
+    budgets: list[Tensor] = []
+    tokens, codes, counts, likely = [], [], [], []
     for part in np.array_split(singles, max(1, len(singles) // 100)):
         x_INC = data.rows("val", part, "tokens")[0][:, 1:]
         keep_IN = arm.choice(x_INC, generator, 0.0)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -23,10 +23,24 @@ from tyro.conf import Positional, arg
 from rebus.apps import studies, training
 from rebus.apps.chat import Chat
 from rebus.apps.convert import convert, export
+from rebus.apps.data import data
 from rebus.apps.device import choose_device
+from rebus.apps.edit import edit
 from rebus.apps.files import codes_json, read_codes, save_codes
 from rebus.apps.guard import guarded
-from rebus.apps.loading import Bar, about, load_system, variants, where_weights
+from rebus.apps.loading import about, load_system, variants, where_weights
+from rebus.apps.options import (
+    Device,
+    MaxTokens,
+    Picture,
+    Pictures,
+    Seed,
+    Steps,
+    System,
+    Temperature,
+    Weights,
+    not_empty,
+)
 from rebus.apps.packing import pack, unpack
 from rebus.apps.patches import Tokens, give_tokens, kept_over
 from rebus.apps.safety import Safety, check_drawings
@@ -37,21 +51,6 @@ from rebus.errors import RebusError
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
 from rebus.visual import Codes, ImageSampling, Progress
-
-System = Annotated[str, arg(metavar="SYSTEM", help="which model: NAME:VARIANT, as `rebus list` shows them")]
-Weights = Annotated[
-    Path | None,
-    arg(metavar="FOLDER", help="weights of one's own: a folder that training wrote", help_behavior_hint=""),
-]
-Device = Annotated[str, arg(metavar="DEVICE", help="cpu, cuda, mps, or auto for the best that is there")]
-Seed = Annotated[int, arg(help="of everything random: the same seed gives the same reply")]
-Steps = Annotated[
-    int | None, arg(metavar="INT", help="denoising steps of a picture", help_behavior_hint="(default: the model's)")
-]
-Temperature = Annotated[float, arg(metavar="NUMBER", help="0 takes the likeliest word; about 1 is free")]
-MaxTokens = Annotated[int, arg(help="longest reply, in tokens")]
-Picture = Annotated[Path, arg(metavar="IMAGE", help="a picture file")]
-Pictures = Annotated[tuple[Path, ...], arg(metavar="IMAGE [IMAGE …]", help="picture files", help_behavior_hint="")]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -113,7 +112,7 @@ def see(
 ) -> None:
     """Ask a question about a picture."""
     pixels = open_image(image)
-    asked = Document((user(Image(pixels), _not_empty(question, "question")),))
+    asked = Document((user(Image(pixels), not_empty(question, "question")),))
     model = load_system(system, err, weights=weights, device=device, parts=("tokenizer", "lm"))
     give_tokens(model, system, tokens)
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
@@ -144,7 +143,7 @@ def draw(
     device: Device = "auto",
 ) -> None:
     """Draw a picture from words."""
-    wish = drawing_request(_not_empty(text, "text"), style)
+    wish = drawing_request(not_empty(text, "text"), style)
     model = load_system(system, err, weights=weights, device=device, parts=("lm", "detokenizer"))
     check_drawings(model, safety)
     sampling = Sampling(temperature=temperature, image=ImageSampling(steps=steps))
@@ -231,29 +230,6 @@ def detokenize(
     show(pieces, out, lambda pixels: save_image(pixels, next(saved)))
 
 
-def data(
-    name: Positional[Annotated[Literal["emoji"], arg(help="which data")]],
-    *,
-    output: Annotated[Path, arg(aliases=("-o",), metavar="FOLDER", help="the folder to build it in")] = Path(
-        "state/emoji"
-    ),
-    workers: Annotated[int, arg(help="processes that render pictures")] = 2,
-) -> None:
-    """Fetch and build training data: the permissive emoji sets, rendered, labelled and split."""
-    from rebus.data.emoji_build import build
-    from rebus.packages import user_cache
-
-    with Bar(err) as bar:
-        counts = build(output, user_cache(), bar, workers=workers)
-    families = list(dict.fromkeys(family for row in counts.values() for family in row["families"]))
-    table = Table("split", "pictures", "concepts", *families, box=None, header_style="bold")
-    for split, row in counts.items():
-        numbers = [row["pictures"], row["concepts"], *(row["families"].get(family, 0) for family in families)]
-        table.add_row(split, *(f"{number:,}" for number in numbers))
-    out.print(table)
-    out.print(f"{name} is in {output}", soft_wrap=True)
-
-
 def train(
     stage: Positional[
         Annotated[str, arg(metavar="STAGE", help="which stage", help_behavior_hint="(none: list them)")]
@@ -298,6 +274,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "chat": chat,
     "see": see,
     "draw": draw,
+    "edit": edit,
     "tokenize": tokenize,
     "detokenize": detokenize,
     "list": list_systems,
@@ -329,12 +306,6 @@ def drawing_request(text: str, style: str | None) -> str:
 def numbered(file: Path, count: int) -> list[Path]:
     """The names of `count` files: the name itself, or the name with numbers from 1 where there are several."""
     return [file] if count == 1 else [file.with_stem(f"{file.stem}-{n}") for n in range(1, count + 1)]
-
-
-def _not_empty(text: str, what: str) -> str:
-    if not text.strip():
-        raise RebusError(f'The {what} is empty, so there is nothing to answer. Write it in quotes: "a red apple".')
-    return text.strip()
 
 
 # ------------------------------------------------------------------------------------------------ main

@@ -357,7 +357,7 @@ def _sized(edit: Edit, size: int) -> Edit:
     if edit.source.width == size:
         return edit
     if edit.source.width == 2 * size:
-        mask_hw = edit.mask_hw.reshape(size, 2, size, 2).any((1, 3))
+        mask_hw = np.asarray(edit.mask_hw.reshape(size, 2, size, 2).any((1, 3)))
         return replace(edit, source=edit.source.reduce(2), target=edit.target.reduce(2), mask_hw=mask_hw)
     larger = [picture.resize((size, size), PIL.Image.Resampling.NEAREST) for picture in (edit.source, edit.target)]
     return replace(edit, source=larger[0], target=larger[1], mask_hw=edit.mask_hw.repeat(2, 0).repeat(2, 1))

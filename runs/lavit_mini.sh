@@ -15,7 +15,10 @@ train() {
 
 # shared by all papers
 for part in mini.vae mini.vision mini.denoiser; do
-  [ -f "$work/$part/weights.safetensors" ] || train "$part"
+  # weights without a checkpoint beside them were unpacked: there is nothing to go on with
+  if [ ! -f "$work/$part/weights.safetensors" ] || compgen -G "$work/$part/checkpoint-*.pt" > /dev/null; then
+    train "$part"
+  fi
 done
 
 # the tokenizer: selector and merger, then the codebook

@@ -77,7 +77,7 @@ def test_it_reads_says_and_draws(system: System) -> None:
 def test_the_editing_model_takes_the_second_stage_and_reads_on_one_grid(folder: Path, written: Release) -> None:
     found = find_published(folder / "release", "17b-edit")
     assert found.agent.parts[-3] == "seed_x_edit" and found.decoder.parts[-2] == "second_stage"
-    convert_published(found, folder / "edit", "17b-edit", config=EDITING)
+    convert_published(replace(found, agent=None), folder / "edit", "17b-edit", config=EDITING)
     system = load("seed_x:17b-edit", weights=folder / "edit", dtype=torch.float32, parts=("detokenizer",))
     assert system.detokenizer.edits
     same(system.detokenizer.diffusion.unet, written.second.diffusion.unet)
@@ -126,8 +126,8 @@ def test_a_checkpoint_is_loaded_with_its_adapters_folded_in(tuned: System, writt
 
 def test_a_checkpoint_is_written_again(tuned: System, folder: Path) -> None:
     export_published(folder / "ours tuned", folder / "back tuned")
-    mine = read_tensors(folder / "back tuned/seed_x_i/checkpoint/pytorch_model.bin")
-    theirs = read_tensors(folder / "tuned/checkpoint-20/pytorch_model.bin")
+    mine = whole(folder / "back tuned/seed_x_i/checkpoint/pytorch_model.bin")
+    theirs = whole(folder / "tuned/checkpoint-20/pytorch_model.bin")
     assert set(theirs) - set(mine) == {name for name in theirs if "inv_freq" in name} and set(mine) <= set(theirs)
     for name in mine:
         if "original_module" in name:  # what is not kept is written as what came of it
@@ -140,23 +140,28 @@ def test_a_checkpoint_is_written_again(tuned: System, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ there and back
 
 
+def whole(path: Path) -> dict[str, torch.Tensor]:
+    """A pickled state dict, read at once: tensor by tensor it would be opened anew for each."""
+    return torch.load(path, weights_only=True)
+
+
 def test_there_and_back(folder: Path, system: System, written: Release) -> None:
     back = folder / "back"
     export_published(folder / "ours", back)
     pairs = {file: folder / "release" / file.relative_to(back) for file in sorted(back.rglob("*.bin"))}
     pairs[back / "QwenViT/qwen_vit_G.pt"] = folder / "release/QwenViT/qwen_vit_G.pt"
     assert len(pairs) == 3
-    for mine, theirs in ((read_tensors(one), read_tensors(two)) for one, two in pairs.items()):
+    for mine, theirs in ((whole(one), whole(two)) for one, two in pairs.items()):
         assert set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
     llm = read_tensors(back / "seed_x_i/llm")
     assert set(llm) == set(written.lm.llm.base.state_dict())
-    shutil.copytree(folder / "release/stable-diffusion-xl-base-1.0", back / "stable-diffusion-xl-base-1.0")
-    again = convert_published(find_published(back, "17b-i"), folder / "again", "17b-i", config=CONFIG)
+    found = replace(find_published(back, "17b-i"), decoder=None)  # whose way back is tested with it
+    again = convert_published(found, folder / "again", "17b-i", config=CONFIG)
     before = load_system(folder / "ours")
-    assert before.config == again.config
-    for part in ("tokenizer", "lm", "detokenizer"):
+    for part in ("tokenizer", "lm"):
         one, two = before.tensors(part), again.tensors(part)
         assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+        assert before.config["language"] == again.config["language"]
     with pytest.raises(RebusError, match="something at"):
         export_published(folder / "ours", back)
 

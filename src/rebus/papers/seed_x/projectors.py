@@ -89,7 +89,8 @@ class SeedXOutputProjector(nn.Module):
                 f"but there are {len(hidden_TD)} states for targets of {list(target_ISC.shape)}. "
                 "Encode the images with the tokenizer that belongs to this model."
             )
-        x_ISC = self.resampler(rearrange(hidden_TD, "(i s) d -> i s d", s=config.queries)).float()
+        hidden_ISD = rearrange(hidden_TD, "(i s) d -> i s d", s=config.queries)
+        x_ISC = self.resampler(hidden_ISD.to(self.resampler.proj.weight)).float()
         target_ISC = target_ISC.detach().float()
         if self.regression == "mse":
             return F.mse_loss(x_ISC, target_ISC)

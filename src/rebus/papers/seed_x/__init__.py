@@ -8,7 +8,8 @@ Departures from the published code: all words of an image are taken in one pass;
 (there: a score of zero); a box has exactly four locations and an image is only begun when it can be finished (`replies`);
 padding is never seen, so that batches may hold documents of any length and number of images; losses are computed in
 float32; a picture that was drawn is read again from its pixels in later turns; tensors of another name or shape are
-refused. `official` brings back the replies.
+refused; the image decoder's input layer keeps its bias when it is widened for a source (there: a new, random one).
+`official` brings back the replies.
 """
 
 from rebus.papers.seed_x.build import build, official

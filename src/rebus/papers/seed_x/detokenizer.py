@@ -85,12 +85,15 @@ class StripDraft(nn.Module):
 
     def __init__(self, width: int, strip: int, config: GridDraftConfig) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(width)
         self.spread = nn.Linear(width, strip * config.token_width)
         self.grid = GridDraft(config)
 
     def forward(self, x_ISC: Tensor) -> Tensor:
         """The coarse latent of each image's features."""
-        return self.grid(rearrange(self.spread(x_ISC), "i s (n c) -> i (s n) c", c=self.grid.config.token_width))
+        return self.grid(
+            rearrange(self.spread(self.norm(x_ISC)), "i s (n c) -> i (s n) c", c=self.grid.config.token_width)
+        )
 
 
 class SeedXDetokenizer(nn.Module):

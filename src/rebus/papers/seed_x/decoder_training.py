@@ -1,0 +1,129 @@
+"""How SEED-X's image decoder learns on the mini denoiser, in both stages (appendix B).
+
+    features ─ adapter, draft ─▶ condition ┐
+    source's latent, or zeros ─────────────┼─ denoiser ─▶ velocity, compared with noise − latent
+    latent, made noisy ────────────────────┘
+
+Dimension key: I images · S features · C width · c latent channels · h w latent sides
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rebus.diffusion.denoiser import Condition, Denoiser
+from rebus.diffusion.editing import widened
+from rebus.diffusion.flow import flow_loss
+from rebus.errors import RebusError
+from rebus.mini.denoiser import load_denoiser
+from rebus.papers.seed_x.detokenizer import SeedXDetokenizer, SeedXDetokenizerConfig
+from rebus.papers.seed_x.edit_bank import Seen
+from rebus.train import Losses
+from rebus.visual import Features, ImageSampling
+
+FIRST = "seed_x.detokenizer1"
+SECOND = "seed_x.detokenizer2"
+KEYS_AND_VALUES = ("to_k", "to_v", "add_k_proj", "add_v_proj")
+"""What of a denoiser's attention the first stage trains: all of its keys and values, of the image's own tokens too."""
+
+
+class DecoderTraining(nn.Module):
+    """The image decoder, told features and where there is one a source."""
+
+    def __init__(self, detokenizer: SeedXDetokenizer, *, untold: float, unseen: float = 0.0) -> None:
+        super().__init__()
+        self.detokenizer = detokenizer
+        self.untold, self.unseen = untold, unseen
+
+    def losses(self, latents_Ichw: Tensor, x_ISC: Tensor, source_Ichw: Tensor | None = None) -> Losses:
+        """Velocity error and the draft's error. Some images are told nothing, some do not see their source, each by
+        chance, so that guidance has something to lead away from."""
+        model = self.detokenizer
+        channels = latents_Ichw.shape[1]
+        if source_Ichw is not None:
+            source_Ichw = source_Ichw * kept(latents_Ichw, self.unseen)
+        condition = model.condition(x_ISC, source_Ichw)
+        drafted = F.mse_loss(condition.extra_Iehw[:, :channels].float(), latents_Ichw)
+        extra = condition.extra_Iehw.detach().clone()  # the draft learns from its own error alone
+        told = kept(latents_Ichw, self.untold)
+        extra[:, :channels] *= told
+        tokens, vector = condition.tokens_ISC * told[:, :, 0], condition.vector_ID * told[:, :, 0, 0]
+        flow = flow_loss(model.denoiser, latents_Ichw, Condition(tokens, vector, extra), shift=model.config.shift)
+        return Losses(flow + drafted, {"flow": flow, "draft": drafted})
+
+
+def kept(like: Tensor, dropped: float) -> Tensor:
+    """1 or 0 for each image [I, 1, 1, 1]: 0 for the share `dropped` of them."""
+    return (torch.rand(len(like), 1, 1, 1, device=like.device) >= dropped).to(like.dtype)
+
+
+def first_decoder(config: SeedXDetokenizerConfig, data: Seen) -> SeedXDetokenizer:
+    """A fresh adapter and draft on the base denoiser. Raises RebusError for a config that edits."""
+    model = SeedXDetokenizer(config)
+    if model.edits:
+        raise RebusError(
+            f"The first stage draws from features alone, but its denoiser has {config.source_channels} channels for a "
+            "source image. Train that with seed_x.detokenizer2."
+        )
+    base, _ = load_denoiser(data.data.work / "mini.denoiser" / "weights.safetensors")
+    if base.config != config.denoiser:
+        raise RebusError(
+            f"The base denoiser is {base.config}, but the first stage's is {config.denoiser}. Use one shape for both."
+        )
+    model.denoiser.load_state_dict(base.state_dict())
+    model.codec.load_state_dict(data.data.codec.state_dict())
+    return model
+
+
+def second_decoder(first: SeedXDetokenizerConfig, config: SeedXDetokenizerConfig, data: Seen) -> SeedXDetokenizer:
+    """What the first stage left under `work`, its denoiser widened by the channels of a source."""
+    model = SeedXDetokenizer(config)
+    if not model.edits:
+        raise RebusError(
+            "The second stage sees a source image, but its denoiser has no channels for one. Give it twice as many "
+            f"extra channels as the first stage's {first.denoiser.extra_channels}."
+        )
+    # a stage's weights hold what learned, and the first stage trains but a part of the denoiser
+    before = first_decoder(first, data)
+    held = load_file(data.data.work / FIRST / "weights.safetensors")
+    stored = {name.removeprefix("detokenizer."): x.float() for name, x in held.items()}
+    before.load_state_dict({**before.state_dict(), **stored})
+    widen(before.denoiser, config.source_channels)
+    model.load_state_dict(before.state_dict())
+    return model
+
+
+def widen(denoiser: Denoiser, channels: int) -> None:
+    """Gives the denoiser `channels` more input channels, to which it is blind at first."""
+    embed = denoiser.net.pos_embed
+    embed.proj = widened(embed.proj, channels)
+
+
+def drawn(model: SeedXDetokenizer, x_ISC: Tensor, sources: Sequence[PIL.Image.Image | None] | None = None) -> Tensor:
+    """Pictures drawn from features, pixels [I, 3, h, w] in −1..1; each from a seed of its own."""
+    count = len(x_ISC)
+    drawing = model.decode(
+        [Features(x_SC[None], model.source) for x_SC in x_ISC],
+        sources=sources or [None] * count,
+        negatives=[None] * count,
+        generators=[torch.Generator().manual_seed(k) for k in range(count)],
+        sampling=ImageSampling(),
+    )
+    images = [np.asarray(image) for image in drawing if isinstance(image, PIL.Image.Image)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def masked_psnr(one_I3hw: Tensor, two_I3hw: Tensor, mask_Ihw: Tensor) -> float:
+    """Mean peak signal-to-noise ratio in dB over the pixels of a mask, of images in which it has any."""
+    share_I = mask_Ihw.float().sum((1, 2))
+    error_Ihw = (one_I3hw - two_I3hw).square().mean(1) / 4
+    has = share_I > 0
+    error_I = (error_Ihw * mask_Ihw).sum((1, 2))[has] / share_I[has]
+    return (-10 * error_I.clamp_min(1e-8).log10()).mean().item()

@@ -1,0 +1,1 @@
+"""The stages that train SEED-X, one file each."""

@@ -1,0 +1,130 @@
+"""Both stages of SEED-X's image decoder on the embedded kind of data, tiny: each learns what it should and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests import tiny
+
+from lavit_mini import write_work
+from rebus.data.edits import KINDS
+from rebus.diffusion.draft import GridDraftConfig
+from rebus.errors import RebusError
+from rebus.papers.seed_x.adapter import AdapterConfig
+from rebus.papers.seed_x.decoder_training import DecoderTraining, drawn, masked_psnr
+from rebus.papers.seed_x.detokenizer import FIRST_STAGE, SECOND_STAGE, SeedXDetokenizer
+from rebus.papers.seed_x.edit_bank import EditBankConfig, Seen, load_edit_bank
+from rebus.papers.seed_x.stages import detokenizer1, detokenizer2
+from rebus.train import FitResult, Optim, Stage, fit
+
+SHORT = Optim(steps=2, precision="fp32")
+ADAPTER = AdapterConfig(
+    in_width=192, latents=4, width=16, depth=1, heads=2, head_width=8, mlp_ratio=1, widths=(96, 96), pooled=512
+)
+SMALL = {"adapter": ADAPTER, "draft": GridDraftConfig(token_width=8, widths=(8, 8)), "steps": 1}
+ONE, TWO = replace(FIRST_STAGE, **SMALL), replace(SECOND_STAGE, **SMALL)
+EDITS = EditBankConfig(train=6, val=2)
+FIRST = detokenizer1.Config(detokenizer=ONE, batch=2, lr=1e-2, optim=SHORT)
+SECOND = detokenizer2.Config(first=ONE, detokenizer=TWO, bank=EDITS, share=0.5, batch=4, lr=1e-2, optim=SHORT)
+
+
+def run(stage: Stage, work: Path) -> tuple[set[str], FitResult]:
+    """What a run of the stage has changed, and what it says."""
+    before = {name: x.clone() for name, x in stage.module.state_dict().items()}
+    result = fit(stage, work / stage.name, device="cpu")
+    after = stage.module.state_dict()
+    return {name for name, x in after.items() if not torch.equal(before[name], x)}, result
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After the first stage."""
+    folder = write_work(tmp_path_factory.mktemp("work"))
+    base = folder / "mini.denoiser" / "weights.safetensors"
+    own = tiny.generator(0)  # a fresh denoiser says zero whatever it is told, from which nothing is learned
+    save_file({k: x + 0.03 * torch.randn(x.shape, generator=own) for k, x in load_file(base).items()}, base)
+    names, result = run(detokenizer1.stage(FIRST, folder), folder)
+    denoiser = {name for name in names if name.startswith("detokenizer.denoiser.")}
+    assert all(".to_k." in n or ".to_v." in n or ".add_k_proj." in n or ".add_v_proj." in n for n in denoiser)
+    parts = {name.split(".")[1] for name in names}
+    assert {"adapter", "draft"} <= parts <= {"adapter", "draft", "denoiser"}
+    assert {"val/features_psnr", "val/features_draft_psnr"} <= result.evals.keys()
+    return folder
+
+
+def test_the_papers_numbers_are_the_defaults() -> None:
+    one, two = detokenizer1.Config(), detokenizer2.Config()
+    assert (one.optim.steps, two.optim.steps) == (42_000, 30_000) and one.lr == two.lr == 1e-4
+    assert one.optim.schedule == two.optim.schedule == "cosine"
+
+
+def test_the_second_stage_begins_as_the_first_ended_and_trains_all(work: Path) -> None:
+    stage = detokenizer2.stage(SECOND, work)
+    model = stage.module.detokenizer
+    seen = Seen(work, ONE.strip)
+    first = detokenizer1.first_decoder(ONE, seen)
+    weights = load_file(work / "seed_x.detokenizer1" / "weights.safetensors")
+    stored = {name.removeprefix("detokenizer."): x for name, x in weights.items()}
+    first.load_state_dict({**first.state_dict(), **stored})
+    _, x_ISC = seen.pure("val", seen.data.singles("val", 2))
+    torch.testing.assert_close(drawn(model, x_ISC), drawn(first, x_ISC), atol=0.02, rtol=0)
+    names, result = run(stage, work)
+    assert {name.split(".")[1] for name in names} == {"adapter", "draft", "denoiser"}
+    assert "detokenizer.denoiser.net.pos_embed.proj.weight" in names
+    assert {
+        "val/kept_psnr",
+        "val/kept_psnr_without_source",
+        "val/changed_psnr",
+        "val/features_psnr",
+    } <= result.evals.keys()
+
+
+def test_edits_are_kept_and_of_their_split(work: Path) -> None:
+    bank, again = (load_edit_bank(work, "train", EDITS) for _ in range(2))
+    assert len(bank) == 6 and set(bank.kinds) <= set(KINDS) and bank.kinds == again.kinds
+    source, target = bank.images_I2hw3[:, 0], bank.images_I2hw3[:, 1]
+    assert (source[~bank.masks_Ihw] == target[~bank.masks_Ihw]).all()
+    latents, x_ISC, sources = Seen(work, 4, EDITS).edited("train", torch.arange(3).numpy())
+    assert latents.shape == sources.shape == (3, 4, 16, 16) and x_ISC.shape == (3, 16, 192)
+
+
+def test_what_is_dropped_says_nothing() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SeedXDetokenizer(TWO)
+        with torch.no_grad():
+            for parameter in model.denoiser.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        latents, features, sources = torch.randn(2, 4, 16, 16), torch.randn(2, 2, 16, 192), torch.randn(2, 2, 4, 16, 16)
+
+        def flow(untold: float, unseen: float, which: tuple[int, int]) -> float:
+            torch.manual_seed(1)
+            module = DecoderTraining(model, untold=untold, unseen=unseen)
+            return float(module.losses(latents, features[which[0]], sources[which[1]]).parts["flow"])
+
+    assert flow(1, 1, (0, 0)) == flow(1, 1, (1, 1))
+    assert flow(1, 0, (0, 0)) == flow(1, 0, (1, 0)) != flow(1, 0, (0, 1))
+    assert flow(0, 1, (0, 0)) == flow(0, 1, (0, 1)) != flow(0, 1, (1, 0))
+
+
+def test_psnr_is_over_the_mask_alone() -> None:
+    one, two = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    two[0, :, 0] = 2.0
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, 0] = True
+    assert masked_psnr(one, two, mask) == pytest.approx(0.0, abs=1e-4)
+    assert masked_psnr(one, two, ~mask) == pytest.approx(80.0, abs=1e-3)
+
+
+def test_stages_that_do_not_fit_are_refused(work: Path) -> None:
+    with pytest.raises(RebusError, match="Train that with seed_x.detokenizer2"):
+        detokenizer1.stage(replace(FIRST, detokenizer=TWO), work)
+    with pytest.raises(RebusError, match="has no channels for one"):
+        detokenizer2.stage(replace(SECOND, detokenizer=ONE), work)
+    other = replace(ONE, denoiser=replace(ONE.denoiser, depth=2))
+    with pytest.raises(RebusError, match="Use one shape for both"):
+        detokenizer1.stage(replace(FIRST, detokenizer=other), work)

@@ -66,6 +66,12 @@ class Frozen:
         """The rows `i` of the named arrays, float32."""
         return [take(self.array(name, split), i) for name in names]
 
+    def states(self, split: str, i: np.ndarray) -> Tensor:
+        """What the mini denoiser is told of the pictures `i` by attention: the vision encoder's patch features behind its
+        norm, [I, N − 1, C]."""
+        with torch.no_grad():
+            return self.vision.norm(take(self.array("tokens", split), i))[:, 1:]
+
     def singles(self, split: str, n: int) -> np.ndarray:
         """Indices of the first `n` pictures that show one thing."""
         return np.flatnonzero(np.array(self.bank(split).kinds) == "single")[:n]

@@ -72,6 +72,14 @@ class CodebookRows(nn.Module):
         projected_VD = self.proj(self.codebook_VC)
         return torch.cat([projected_VD, self.marks_VD.to(projected_VD.dtype)])
 
+    @torch.no_grad()
+    def fit(self, wanted_VD: Tensor) -> None:
+        """Sets the layer to the one whose rows of the codebook's entries come nearest to `wanted_VD` (least squares)."""
+        entries_VC = self.codebook_VC.float()
+        found = torch.linalg.lstsq(F.pad(entries_VC, (0, 1), value=1.0), wanted_VD.float()).solution
+        self.proj.weight.copy_(found[:-1].T)
+        self.proj.bias.copy_(found[-1])
+
 
 class NewRows(nn.Module):
     """New words: input rows and output rows, modules that are a `Table`. Give one as both to tie them."""

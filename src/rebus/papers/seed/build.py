@@ -17,16 +17,19 @@ from rebus.nn.precision import fast_dtype
 from rebus.nn.text_model import TextModel, own_names
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.packages import embedded
-from rebus.papers.seed.detokenizer import SeedDetokenizer, SeedDetokenizerConfig
+from rebus.papers.seed.detokenizer import (
+    MiniDetokenizer,
+    MiniDetokenizerConfig,
+    SeedDetokenizerConfig,
+    StatesDetokenizerConfig,
+    mini_detokenizer,
+)
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import MergedLanguageConfig, build_language, merged_language, share_codebook
 from rebus.papers.seed.published_decoder import TextLikeConfig, TextLikeDetokenizer, UnclipConfig, UnclipDetokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import SeedConfig
 from rebus.system import System
-
-DRAWING = ("codec", "denoiser", "draft", "unclip")
-"""The parts of the detokenizer that are its own; the codes' way to an image embedding is the tokenizer's."""
 
 
 def build(
@@ -46,7 +49,7 @@ def build(
     Raises RebusError when the weights do not fit the config.
     """
     if weights is None and config.weights is not None:
-        weights = embedded(config.weights)
+        weights = _embedded(config.weights)
     saved = None if weights is None else load_system(weights)
     source = "seed random" if saved is None else f"{saved.name} {saved.hash('tokenizer')}"
     shared = None if saved is None or saved.base is None else load_system(saved.folder.parent / saved.base)
@@ -69,12 +72,21 @@ def build(
 def official(config: SeedConfig) -> SeedConfig:
     """The config with the published inference code's choices where they differ from ours: every image begins as one and
     the same noise."""
-    if isinstance(config.detokenizer, SeedDetokenizerConfig):
+    if isinstance(config.detokenizer, MiniDetokenizerConfig):
         return config
     return replace(config, detokenizer=replace(config.detokenizer, latents="fixed"))
 
 
-Drawer = SeedDetokenizer | UnclipDetokenizer | TextLikeDetokenizer
+Drawer = MiniDetokenizer | UnclipDetokenizer | TextLikeDetokenizer
+
+
+def _embedded(name: str) -> Path:
+    try:
+        return embedded(name)
+    except RebusError as error:
+        raise RebusError(
+            f"{error} Weights that were never trained here are made by runs/{name.replace('-', '_')}.sh."
+        ) from None
 
 
 def _language(
@@ -111,8 +123,8 @@ def _detokenizer(
     dtype: torch.dtype,
 ) -> Drawer:
     match config.detokenizer:
-        case SeedDetokenizerConfig():
-            mini = SeedDetokenizer(config.detokenizer, tokenizer)
+        case SeedDetokenizerConfig() | StatesDetokenizerConfig():
+            mini = mini_detokenizer(config.detokenizer, tokenizer)
             if saved is not None:
                 load_detokenizer(mini, saved, shared)
             return mini
@@ -153,11 +165,11 @@ def load_language(llm: TextModel, saved: SavedSystem) -> None:
     load_module(llm, llm.state_dict(), own)
 
 
-def load_detokenizer(detokenizer: SeedDetokenizer, saved: SavedSystem, shared: SavedSystem | None) -> None:
-    """Denoiser and draft; the latent codec comes from the shared weights where there are such."""
+def load_detokenizer(detokenizer: MiniDetokenizer, saved: SavedSystem, shared: SavedSystem | None) -> None:
+    """Denoiser and what is told it; the latent codec comes from the shared weights where there are such."""
     own = saved.tensors("detokenizer")
     codec = own if shared is None else {f"codec.{k}": v for k, v in shared.tensors("vae").items()}
-    parts = nn.ModuleDict({name: getattr(detokenizer, name) for name in DRAWING})
+    parts = nn.ModuleDict({name: getattr(detokenizer, name) for name in detokenizer.OWN})
     load_module(parts, codec, own, dtype=torch.float32)
 
 
@@ -168,8 +180,8 @@ def own_tensors(
     shared = config.base is not None
     language = llm.state_dict()
     whole = isinstance(config.language, MergedLanguageConfig)
-    if isinstance(detokenizer, SeedDetokenizer):
-        drawing = [f"{name}." for name in DRAWING if not (shared and name == "codec")]
+    if isinstance(detokenizer, MiniDetokenizer):
+        drawing = [f"{name}." for name in detokenizer.OWN if not (shared and name == "codec")]
     else:
         drawing = ["diffusion.", "unclip.", "prompt_1SC"]
     return {

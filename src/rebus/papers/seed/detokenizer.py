@@ -1,13 +1,16 @@
-"""SEED's detokenizer: 32 codes become one image embedding, and an unCLIP diffusion model draws it
-(SEED-LLaMA section 3.1).
+"""SEED's detokenizers on the mini denoiser: 32 codes become one image embedding, drawn as unCLIP does (SEED-LLaMA section
+3.1), or in SEED v1 the states that a denoiser reads by attention (SEED section 3.1).
 
-    ids_N ─ codebook, decoder, head ─▶ image embedding ─ noise level ─▶ condition ─ denoiser, VAE ─▶ pixels
+    mini     ids_N ─ codebook, decoder, head ─▶ image embedding ─ noise level, draft ─▶ condition ─ denoiser, VAE ─▶ pixels
+    v1-mini  ids_N ─ codebook, decoder, Reverse Q-Former ─▶ states_ISC ─▶ condition ─ denoiser, VAE ─▶ pixels
 
-Dimension key: I images · N codes · D width of the image embedding · c latent channels · h w latent sides
+Dimension key: I images · N codes · S states · C their width · D width of the image embedding · c latent channels ·
+h w latent sides
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -27,23 +30,34 @@ from rebus.visual import Codes, ImageSampling, Progress, VisualTokens
 
 
 @dataclass(frozen=True)
-class SeedDetokenizerConfig:
-    """Sizes and drawing defaults of the mini detokenizer."""
+class MiniDetokenizerConfig:
+    """Sizes and drawing defaults of whatever draws with the mini denoiser."""
 
     vae: VaeConfig = field(default_factory=VaeConfig)
     """The latent codec."""
     denoiser: TransformerConfig = field(default_factory=TransformerConfig)
-    """The denoiser; its vector is twice the image embedding's width (embedding and noise level)."""
-    draft: DraftConfig = field(default_factory=DraftConfig)
-    """The decoder that predicts a coarse latent from the image embedding."""
+    """The denoiser."""
     steps: int = 12
-    """Denoising steps unless asked otherwise (the released pipeline: 20)."""
+    """Denoising steps unless asked otherwise (the released pipeline: 20; SEED v1 does not say)."""
     guidance: float = 1.5
-    """Guidance scale unless asked otherwise (the released pipeline: 10)."""
-    noise_level: int = 0
-    """Noise added to the image embedding unless asked otherwise."""
+    """Guidance scale unless asked otherwise (the released pipeline: 10; SEED v1 does not say)."""
     shift: float = 1.5
     """Shift of the flow's time steps, as trained."""
+
+
+@dataclass(frozen=True)
+class SeedDetokenizerConfig(MiniDetokenizerConfig):
+    """The mini's: the denoiser's vector is twice the image embedding's width (embedding and noise level)."""
+
+    draft: DraftConfig = field(default_factory=DraftConfig)
+    """The decoder that predicts a coarse latent from the image embedding."""
+    noise_level: int = 0
+    """Noise added to the image embedding unless asked otherwise."""
+
+
+@dataclass(frozen=True)
+class StatesDetokenizerConfig(MiniDetokenizerConfig):
+    """SEED v1's mini: the denoiser's tokens are the states that codes give back; no draft and no vector."""
 
 
 def code_ids(tokens: Sequence[VisualTokens], codes: SeedTokenizer) -> Tensor:
@@ -72,30 +86,29 @@ def code_ids(tokens: Sequence[VisualTokens], codes: SeedTokenizer) -> Tensor:
     return torch.stack(rows)
 
 
-class SeedDetokenizer(nn.Module):
-    """Codes → images. `codes` is the tokenizer that holds the codebook and the way from codes to an image embedding;
-    nothing else of it is used."""
+class MiniDetokenizer(nn.Module, ABC):
+    """Codes → images with the mini denoiser. `codes` is the tokenizer that holds the codebook and the way from codes to
+    what the denoiser is told; nothing else of it is used."""
 
-    def __init__(self, config: SeedDetokenizerConfig, codes: SeedTokenizer) -> None:
+    OWN: tuple[str, ...] = ("codec", "denoiser")
+    """The parts that are the detokenizer's own; the codes' way back is the tokenizer's."""
+
+    def __init__(self, config: MiniDetokenizerConfig, codes: SeedTokenizer) -> None:
         super().__init__()
-        width = codes.config.image_width
-        if config.draft.vector_width != width or config.denoiser.vector_width != 2 * width:
-            raise RebusError(
-                "The image decoder takes image embeddings of another width than the tokenizer gives: "
-                f"draft {config.draft.vector_width}, denoiser {config.denoiser.vector_width // 2}, tokenizer {width}. "
-                "Use the configs of one variant."
-            )
         self.config = config
         self.codes = codes
         self.codec = LatentCodec(config.vae)
         self.denoiser = Denoiser(config.denoiser)
-        self.draft = DraftDecoder(config.draft)
-        self.unclip = UnclipCondition(width)
 
-    def condition(self, embedding_ID: Tensor, level: int, noise_ID: Tensor) -> Condition:
-        """What the denoiser is told of image embeddings at a noise level."""
-        blank = self.denoiser.blank(len(embedding_ID), like=embedding_ID)
-        return Condition(blank.tokens_ISC, self.unclip(embedding_ID, level, noise_ID), self.draft(embedding_ID))
+    @abstractmethod
+    def conditions(
+        self,
+        tokens: Sequence[VisualTokens],
+        negatives: Sequence[VisualTokens | None],
+        generators: Sequence[torch.Generator],
+        sampling: ImageSampling,
+    ) -> tuple[Condition, Condition]:
+        """What the denoiser is told of the images, and what guidance leads away from."""
 
     @torch.no_grad()
     def decode(
@@ -111,14 +124,9 @@ class SeedDetokenizer(nn.Module):
         SEED's decoder draws from codes alone. Raises RebusError for tokens that are not codes of this tokenizer."""
         if not tokens:
             return
-        device = self.draft.head.weight.device
-        embedding_ID = self.embeddings(tokens, device)
-        level = sampling.noise_level if sampling.noise_level is not None else self.config.noise_level
         c = self.config.denoiser
-        noise_ID = noise_like(embedding_ID.shape[1:], generators, like=embedding_ID)
-        noise = noise_like((c.latent_channels, c.side, c.side), generators, like=embedding_ID)
-        told = self.condition(embedding_ID, level, noise_ID)
-        empty = self.unconditional(negatives, level, noise_ID)
+        told, empty = self.conditions(tokens, negatives, generators, sampling)
+        noise = noise_like((c.latent_channels, c.side, c.side), generators, like=told.vector_ID)
         yield from paint(
             self.denoiser,
             self.codec,
@@ -130,17 +138,97 @@ class SeedDetokenizer(nn.Module):
             shift=self.config.shift,
         )
 
-    def embeddings(self, tokens: Sequence[VisualTokens], device: torch.device) -> Tensor:
-        """The image embeddings [I, D] of codes. Raises RebusError for anything else, or codes of another tokenizer."""
-        return self.codes.image_embedding(code_ids(tokens, self.codes).to(device))
+    def embeddings(self, tokens: Sequence[VisualTokens]) -> Tensor:
+        """What codes give back: image embeddings [I, D] or states_ISC. Raises RebusError for anything else, or codes of
+        another tokenizer."""
+        return self.codes.image_embedding(code_ids(tokens, self.codes).to(next(self.denoiser.parameters()).device))
 
-    def unconditional(self, negatives: Sequence[VisualTokens | None], level: int, noise_ID: Tensor) -> Condition:
-        """What guidance leads away from: the negative image where one is given, else nothing."""
+
+class SeedDetokenizer(MiniDetokenizer):
+    """Codes → image embeddings → images."""
+
+    OWN = (*MiniDetokenizer.OWN, "draft", "unclip")
+    config: SeedDetokenizerConfig
+
+    def __init__(self, config: SeedDetokenizerConfig, codes: SeedTokenizer) -> None:
+        width = codes.config.image_width
+        if config.draft.vector_width != width or config.denoiser.vector_width != 2 * width:
+            raise RebusError(
+                "The image decoder takes image embeddings of another width than the tokenizer gives: "
+                f"draft {config.draft.vector_width}, denoiser {config.denoiser.vector_width // 2}, tokenizer {width}. "
+                "Use the configs of one variant."
+            )
+        super().__init__(config, codes)
+        self.draft = DraftDecoder(config.draft)
+        self.unclip = UnclipCondition(width)
+
+    def condition(self, embedding_ID: Tensor, level: int, noise_ID: Tensor) -> Condition:
+        """What the denoiser is told of image embeddings at a noise level."""
+        blank = self.denoiser.blank(len(embedding_ID), like=embedding_ID)
+        return Condition(blank.tokens_ISC, self.unclip(embedding_ID, level, noise_ID), self.draft(embedding_ID))
+
+    def conditions(
+        self,
+        tokens: Sequence[VisualTokens],
+        negatives: Sequence[VisualTokens | None],
+        generators: Sequence[torch.Generator],
+        sampling: ImageSampling,
+    ) -> tuple[Condition, Condition]:
+        """The images' embeddings, a little noisy; away from the negative image where one is given, else from nothing."""
+        embedding_ID = self.embeddings(tokens)
+        level = sampling.noise_level if sampling.noise_level is not None else self.config.noise_level
+        noise_ID = noise_like(embedding_ID.shape[1:], generators, like=embedding_ID)
         empty = self.denoiser.blank(len(noise_ID), like=noise_ID)
         given = [number for number, token in enumerate(negatives) if token is not None]
         if given:
-            tokens = [token for token in negatives if token is not None]
-            negative = self.condition(self.embeddings(tokens, noise_ID.device), level, noise_ID[given])
+            away_ID = self.embeddings([token for token in negatives if token is not None])
+            negative = self.condition(away_ID, level, noise_ID[given])
             empty.vector_ID[given] = negative.vector_ID
             empty.extra_Iehw[given] = negative.extra_Iehw
-        return empty
+        return self.condition(embedding_ID, level, noise_ID), empty
+
+
+class StatesDetokenizer(MiniDetokenizer):
+    """Codes → states → images, as SEED v1 gives its codes to Stable Diffusion 1.4: in place of what that reads by attention.
+    There these are the states of a prompt, here (our choice) the patch features that the mini denoiser was trained on."""
+
+    config: StatesDetokenizerConfig
+
+    def __init__(self, config: StatesDetokenizerConfig, codes: SeedTokenizer) -> None:
+        c, width = codes.config, config.denoiser.token_width
+        if c.head != "reverse" or c.reverse_queries < 2 or c.image_width != width:
+            raise RebusError(
+                f"The image decoder reads two or more states of width {width}, but this tokenizer's head is {c.head!r} "
+                f"and gives {c.reverse_queries if c.head == 'reverse' else 1} of width {c.image_width}. "
+                "Use the configs of one variant."
+            )
+        super().__init__(config, codes)
+
+    def condition(self, states_ISC: Tensor) -> Condition:
+        """What the denoiser is told of states."""
+        blank = self.denoiser.blank(len(states_ISC), like=states_ISC)
+        return Condition(states_ISC, blank.vector_ID, blank.extra_Iehw)
+
+    def conditions(
+        self,
+        tokens: Sequence[VisualTokens],
+        negatives: Sequence[VisualTokens | None],
+        generators: Sequence[torch.Generator],
+        sampling: ImageSampling,
+    ) -> tuple[Condition, Condition]:
+        """The images' states; away from those of the negative image where one is given, else from zeros."""
+        told = self.condition(self.embeddings(tokens))
+        empty = told.zeros()
+        given = [number for number, token in enumerate(negatives) if token is not None]
+        if given:
+            empty.tokens_ISC[given] = self.embeddings([token for token in negatives if token is not None])
+        return told, empty
+
+
+def mini_detokenizer(
+    config: SeedDetokenizerConfig | StatesDetokenizerConfig, codes: SeedTokenizer
+) -> SeedDetokenizer | StatesDetokenizer:
+    """The detokenizer of a config."""
+    if isinstance(config, StatesDetokenizerConfig):
+        return StatesDetokenizer(config, codes)
+    return SeedDetokenizer(config, codes)

@@ -7,15 +7,19 @@ from pathlib import Path
 import torch
 
 from rebus.checkpoint import SavedSystem, config_to_json, load_system, save_system
+from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
 from rebus.papers.seed.trained import pack_trained
 from rebus.papers.seed.variants import VARIANTS
 from rebus.train.packing import Places, gather, spread
 
+TOKENIZER = ("seed.stage1_qformer", "seed.stage2_codebook")
 PLACES: Places = {
-    "tokenizer": [("seed.stage1_qformer", "tokenizer."), ("seed.stage2_codebook", "tokenizer.")],
+    "tokenizer": [(stage, "tokenizer.") for stage in TOKENIZER],
     "lm": [("seed.stage3_pretrain", "lm.llm."), ("seed.stage4_instruct", "lm.llm.")],
     "detokenizer": [("seed.detokenizer", "detokenizer.")],
 }
+V1_PLACES: Places = {**PLACES, "lm": PLACES["lm"][:1]}
+"""SEED v1 has no stage 4."""
 DRAWN = ("denoiser.", "draft.", "unclip.")
 """How the names begin of what is the detokenizer's own; the codec and the codes are other parts'."""
 
@@ -25,11 +29,13 @@ def pack(work: Path, folder: Path, variant: str = "mini") -> SavedSystem:
     laid over the earlier's; shared parts are left to the base (`rebus.mini.pack`). Variants without shared parts are
     written by `pack_trained`."""
     config = VARIANTS[variant]
-    if config.base is None:
+    if config.base is None or config.weights is None:
         return pack_trained(work, folder, variant)
-    parts = gather(work, PLACES)
+    parts = gather(work, places(variant))
+    tokenizer = load_tokenizer(config.tokenizer, *(work / stage / "weights.safetensors" for stage in TOKENIZER))
+    parts["tokenizer"] = {k: x for k, x in tokenizer.state_dict().items() if not k.startswith("visual_encoder.")}
     parts["detokenizer"] = {name: x for name, x in parts["detokenizer"].items() if name.startswith(DRAWN)}
-    source = "trained by runs/seed_mini.sh"
+    source = f"trained by runs/{config.weights.replace('-', '_')}.sh"
     system = SavedSystem(name=f"seed:{variant}", config=config_to_json(config), source=source, base=config.base)
     return save_system(folder, system, parts, dtype=torch.float16, overwrite=True)
 
@@ -37,4 +43,10 @@ def pack(work: Path, folder: Path, variant: str = "mini") -> SavedSystem:
 def unpack(folder: Path, work: Path) -> list[Path]:
     """Writes the weights of the stages under `work` from what `pack` wrote. Stages 1 and 2 both get the tokenizer as it
     was in the end, stages 3 and 4 the language model: training stage 4 again goes on from there."""
-    return spread(load_system(folder), work, PLACES)
+    saved = load_system(folder)
+    return spread(saved, work, places(saved.name.partition(":")[2]))
+
+
+def places(variant: str) -> Places:
+    """Which stages of a mini train which part."""
+    return V1_PLACES if variant == "v1-mini" else PLACES

@@ -30,7 +30,7 @@ from rebus.nn.text_encoder import prompt_states
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer, text_file
 from rebus.papers.seed.convert import RULES, VISION_RULES, tokenizer_rules
-from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
+from rebus.papers.seed.detokenizer import MiniDetokenizerConfig
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import MergedLanguageConfig
 from rebus.papers.seed.published_decoder import TextLikeConfig, UnclipConfig
@@ -233,11 +233,11 @@ def special_ids(grammar: SeedGrammarConfig, text: TextTokenizer) -> dict[str, in
 
 
 def _decoder(
-    folder: Path, config: SeedDetokenizerConfig | UnclipConfig | TextLikeConfig
+    folder: Path, config: MiniDetokenizerConfig | UnclipConfig | TextLikeConfig
 ) -> tuple[UnclipConfig | TextLikeConfig, LazyTensors]:
     """The image decoder's config, and its tensors: the networks, the state of the empty prompt, the statistics of image
     embeddings."""
-    if isinstance(config, SeedDetokenizerConfig):
+    if isinstance(config, MiniDetokenizerConfig):
         raise RebusError(
             f"This variant draws with its own small decoder, but {folder} was named. Convert v2-8b, v2-14b or v1 with it."
         )

@@ -82,9 +82,19 @@ def official(variant: Literal["8b", "14b", "v1"]) -> SeedGrammarConfig:
         case "14b":
             return SeedGrammarConfig(chat=LLAMA2)
         case "v1":
-            plain = Template(begin="</s>", end="</s>", caption="A photo of ", draw="Generate an image ")
+            plain = replace(V1_WORDS, begin="</s>", end="</s>")
             words = after_words(50272, 8192)
             return replace(words, bos="</s>", eos="</s>", pad="<pad>", chat=plain, plain=plain)
+
+
+V1_WORDS = Template(caption="A photo of ", draw="Generate an image ")
+"""What SEED v1 writes before a caption, and before the words that ask for an image."""
+
+
+def v1_mini(words: int, codes: int, per_image: int = 32) -> SeedGrammarConfig:
+    """SEED v1's spelling on SmolLM2. It has no other than that of pre-training."""
+    plain = replace(V1_WORDS, begin="<|endoftext|>", end="<|im_end|>")
+    return replace(mini(words, codes, per_image), chat=plain, plain=plain)
 
 
 def mini(words: int, codes: int, per_image: int = 32, *, per_query: bool = False) -> SeedGrammarConfig:

@@ -1,4 +1,4 @@
-"""The sizes that SEED comes in: the released ones and SEED v1, the embedded mini, and a tiny one for tests."""
+"""The sizes that SEED comes in: the released ones and SEED v1, the minis, and a tiny one for tests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rebus.diffusion.vae import VaeConfig
 from rebus.mini.llm import BASE_LLM
 from rebus.mini.vision import MINI_VIT
 from rebus.nn.vit import ViTConfig
-from rebus.papers.seed.detokenizer import SeedDetokenizerConfig
+from rebus.papers.seed.detokenizer import SeedDetokenizerConfig, StatesDetokenizerConfig
 from rebus.papers.seed.language import LLAMA_14B, CodebookInit, LanguageConfig, MergedLanguageConfig
 from rebus.papers.seed.published_decoder import TextLikeConfig, UnclipConfig
 from rebus.papers.seed.qformer import QFormerConfig
-from rebus.papers.seed.spelling import SeedGrammarConfig, mini, official
+from rebus.papers.seed.spelling import SeedGrammarConfig, mini, official, v1_mini
 from rebus.papers.seed.tokenizer import SeedTokenizerConfig
 
 HALF = (0.5, 0.5, 0.5)
@@ -32,7 +32,9 @@ class SeedConfig:
     """How it spells."""
     language: LanguageConfig | MergedLanguageConfig = field(default_factory=LanguageConfig)
     """What continues the sequence."""
-    detokenizer: SeedDetokenizerConfig | UnclipConfig | TextLikeConfig = field(default_factory=SeedDetokenizerConfig)
+    detokenizer: SeedDetokenizerConfig | StatesDetokenizerConfig | UnclipConfig | TextLikeConfig = field(
+        default_factory=SeedDetokenizerConfig
+    )
     """How it draws."""
     weights: str | None = None
     """The embedded weights that are loaded where none are named; none: random."""
@@ -67,6 +69,29 @@ MINI = SeedConfig(
     base="mini",
 )
 MINI_TOKENIZER = MINI.tokenizer
+V1_MINI = SeedConfig(
+    tokenizer=replace(
+        MINI_TOKENIZER,
+        codebook="shared",
+        codebook_size=1024,
+        head="reverse",
+        reverse_queries=MINI_VIT.grid**2,
+        image_width=MINI_VIT.width,
+    ),
+    grammar=v1_mini(SMOLLM2_WORDS, 1024),
+    language=LanguageConfig(
+        base=BASE_LLM,
+        new_words=1026,
+        lora_dropout=0.0,
+        rows=CodebookInit(codes=1024, code_width=MINI_TOKENIZER.code_width),
+    ),
+    detokenizer=StatesDetokenizerConfig(),
+    weights="seed-v1-mini",
+    base="mini",
+)
+"""SEED v1 on the mini's parts, from the same stage 1 as `mini`: one codebook for all places, a Reverse Q-Former that gives
+back states, rows of codes computed from the codebook. Our choices: patch features stand for the states of a prompt, as the
+mini denoiser reads no prompts; 1,024 entries; four layers in the Reverse Q-Former, as in `v1`."""
 
 TINY = SeedConfig(
     tokenizer=SeedTokenizerConfig(
@@ -123,4 +148,4 @@ V1 = SeedConfig(
 )
 """SEED v1 on OPT-2.7B."""
 
-VARIANTS = {"mini": MINI, "v2-8b": V2_8B, "v2-14b": V2_14B, "v1": V1, "tiny": TINY}
+VARIANTS = {"mini": MINI, "v1-mini": V1_MINI, "v2-8b": V2_8B, "v2-14b": V2_14B, "v1": V1, "tiny": TINY}

@@ -1,11 +1,14 @@
-"""SEED's image decoder: the base diffusion model learns to draw from the embeddings that codes give back.
+"""SEED's image decoder: the base diffusion model learns to draw from what codes give back.
 
 The released SEED-LLaMA uses Stable unCLIP 2.1 as it is; the mini fine-tunes the mini base denoiser and its draft on what
-stage 2 makes of the bank, so that it learns to undo the errors of the codes.
+stage 2 makes of the bank, so that it learns to undo the errors of the codes. SEED v1 says of its decoder only that it is
+Stable Diffusion told the codes' states as a prompt's; its mini is fine-tuned on the states in the same way (our choice).
 
     rebus train seed.detokenizer --config mini --work state
+    rebus train seed.detokenizer --config v1-mini --work state/v1 --out state/v1/seed.detokenizer
 
-Dimension key: I images · N codes · D width of the image embedding · c latent channels · h w latent sides
+Dimension key: I images · N codes · S states · C their width · D width of the image embedding · c latent channels ·
+h w latent sides
 """
 
 from __future__ import annotations
@@ -23,9 +26,16 @@ from rebus.diffusion.flow import flow_loss
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import load_denoiser, psnr
 from rebus.mini.frozen import Frozen, take
-from rebus.papers.seed.detokenizer import SeedDetokenizer, SeedDetokenizerConfig
+from rebus.papers.seed.detokenizer import (
+    SeedDetokenizer,
+    SeedDetokenizerConfig,
+    StatesDetokenizer,
+    StatesDetokenizerConfig,
+    mini_detokenizer,
+)
 from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
-from rebus.papers.seed.variants import MINI_TOKENIZER
+from rebus.papers.seed.tokenizer import SeedTokenizerConfig
+from rebus.papers.seed.variants import MINI_TOKENIZER, V1_MINI
 from rebus.train import Losses, Optim, Stage, Trainable
 from rebus.visual import Codes, ImageSampling
 
@@ -34,14 +44,16 @@ from rebus.visual import Codes, ImageSampling
 class Config:
     """The fine-tuning of the mini image decoder."""
 
-    detokenizer: SeedDetokenizerConfig = field(default_factory=SeedDetokenizerConfig)
+    tokenizer: SeedTokenizerConfig = MINI_TOKENIZER
+    """The tokenizer whose codes are drawn."""
+    detokenizer: SeedDetokenizerConfig | StatesDetokenizerConfig = field(default_factory=SeedDetokenizerConfig)
     """Shape and drawing defaults."""
     true_share: float = 0.25
-    """Share of the batches that are told the true image embedding instead of the one that codes give."""
+    """Share of the batches that are told the true image embedding or states instead of what codes give back."""
     untold: float = 0.1
     """Share of pictures that are told nothing, for classifier-free guidance."""
     levels: int = 50
-    """Noise levels 0..levels−1 are drawn for the image embedding."""
+    """Noise levels 0..levels−1 are drawn for the image embedding. (States have none.)"""
     batch: int = 48
     """Pictures of one step."""
     steps: int = 250
@@ -52,28 +64,36 @@ class Config:
     """Order of the pictures."""
 
 
-CONFIGS = {"mini": Config()}
+CONFIGS = {
+    "mini": Config(),
+    # longer: without draft and vector all that is drawn must come through attention, which the base was told least
+    "v1-mini": Config(tokenizer=V1_MINI.tokenizer, detokenizer=StatesDetokenizerConfig(), steps=600),
+}
 
 
 class DetokenizerTraining(nn.Module):
-    """The detokenizer, told embeddings."""
+    """The detokenizer, told embeddings or states."""
 
-    def __init__(self, config: Config, detokenizer: SeedDetokenizer) -> None:
+    def __init__(self, config: Config, detokenizer: SeedDetokenizer | StatesDetokenizer) -> None:
         super().__init__()
         self.config = config
         self.detokenizer = detokenizer
 
-    def losses(self, latents: Tensor, embedding_ID: Tensor) -> Losses:
-        """Velocity error and the draft's error."""
+    def losses(self, latents: Tensor, given: Tensor) -> Losses:
+        """Velocity error and, where there is one, the draft's error. `given` are image embeddings [I, D] or states_ISC."""
         model = self.detokenizer
-        level = int(torch.randint(self.config.levels, ()))
-        condition = model.condition(embedding_ID, level, torch.randn_like(embedding_ID))
-        draft = F.mse_loss(condition.extra_Iehw.float(), latents)
+        terms: dict[str, Tensor] = {}
+        if isinstance(model, SeedDetokenizer):
+            level = int(torch.randint(self.config.levels, ()))
+            condition = model.condition(given, level, torch.randn_like(given))
+            terms["draft"] = F.mse_loss(condition.extra_Iehw.float(), latents)
+        else:
+            condition = model.condition(given)
         told_I = torch.rand(len(latents)) >= self.config.untold
         for part in ("tokens_ISC", "vector_ID", "extra_Iehw"):
             condition = condition.where(told_I, part)
-        flow = flow_loss(model.denoiser, latents, condition.detach(), shift=model.config.shift)
-        return Losses(flow + draft, {"flow": flow, "draft": draft})
+        terms["flow"] = flow_loss(model.denoiser, latents, condition.detach(), shift=model.config.shift)
+        return Losses(torch.stack(list(terms.values())).sum(), terms)
 
 
 def stage(config: Config, work: Path) -> Stage:
@@ -81,26 +101,34 @@ def stage(config: Config, work: Path) -> Stage:
     torch.manual_seed(config.seed)
     data = Frozen(work)
     weights = [work / f"seed.{name}" / "weights.safetensors" for name in ("stage1_qformer", "stage2_codebook")]
-    tokenizer = load_tokenizer(MINI_TOKENIZER, *weights)
+    tokenizer = load_tokenizer(config.tokenizer, *weights)
     tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
-    model = SeedDetokenizer(config.detokenizer, tokenizer.eval().requires_grad_(False))
+    model = mini_detokenizer(config.detokenizer, tokenizer.eval().requires_grad_(False))
     denoiser, draft = load_denoiser(work / "mini.denoiser" / "weights.safetensors")
     model.denoiser.load_state_dict(denoiser.state_dict())
-    model.draft.load_state_dict(draft.state_dict())
+    if isinstance(model, SeedDetokenizer):
+        model.draft.load_state_dict(draft.state_dict())
     model.codec.load_state_dict(data.codec.state_dict())
 
-    def coded(split: str) -> np.ndarray:
+    @torch.no_grad()
+    def rebuilt(split: str, i: np.ndarray) -> Tensor:
         codes = bank_codes(data, split, tokenizer)
-        return data.derive(
-            "seed_embeddings", split, lambda i: tokenizer.image_embedding(torch.from_numpy(np.array(codes[i])))
-        )
+        return tokenizer.image_embedding(torch.from_numpy(np.array(codes[i])))
+
+    def coded(split: str, i: np.ndarray) -> Tensor:
+        if isinstance(model, StatesDetokenizer):
+            return rebuilt(split, i)  # to keep the states of the whole bank would take a gigabyte
+        return take(data.derive("seed_embeddings", split, lambda i: rebuilt(split, i)), i)
+
+    def true(split: str, i: np.ndarray) -> Tensor:
+        return data.states(split, i) if isinstance(model, StatesDetokenizer) else data.rows(split, i, "embeddings")[0]
 
     module = DetokenizerTraining(config, model)
 
     def step(module: DetokenizerTraining, i: np.ndarray) -> Losses:
-        latents, true = data.rows("train", i, "latents", "embeddings")
-        told = true if torch.rand(()) < config.true_share else take(coded("train"), i)
-        return module.losses(latents, told)
+        (latents,) = data.rows("train", i, "latents")
+        told = true if torch.rand(()) < config.true_share else coded
+        return module.losses(latents, told("train", i))
 
     def evaluate() -> Iterator[tuple[str, float]]:
         singles = data.singles("val", 64)
@@ -108,24 +136,29 @@ def stage(config: Config, work: Path) -> Stage:
         codes = [Codes(torch.from_numpy(row), tokenizer.source) for row in bank_codes(data, "val", tokenizer)[singles]]
         drawn = model.decode(
             codes,
-            sources=[None] * 64,
-            negatives=[None] * 64,
-            generators=[torch.Generator().manual_seed(k) for k in range(64)],
+            sources=[None] * len(codes),
+            negatives=[None] * len(codes),
+            generators=[torch.Generator().manual_seed(k) for k in range(len(codes))],
             sampling=ImageSampling(),
         )
         images = [np.asarray(image) for image in drawn if not hasattr(image, "step")]
         rebuilt = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         yield "val/codes_psnr", psnr(rebuilt, pixels)
-        drafted = model.draft(take(coded("val"), singles))
-        yield "val/codes_draft_psnr", psnr(model.codec.decode(drafted), pixels)
+        if isinstance(model, SeedDetokenizer):
+            drafted = model.draft(coded("val", singles))
+            yield "val/codes_draft_psnr", psnr(model.codec.decode(drafted), pixels)
 
     return Stage(
         name="seed.detokenizer",
         module=module,
         step=step,
-        trainable=[Trainable("detokenizer.denoiser.*", config.lr), Trainable("detokenizer.draft.*", config.lr)],
+        trainable=[
+            Trainable(f"detokenizer.{part}.*", config.lr) for part in ("denoiser", "draft") if hasattr(model, part)
+        ],
         data=IndexBatches(len(data.bank("train")), config.batch, seed=config.seed),
         evals=[evaluate],
-        optim=Optim(steps=config.steps, warmup=50, weight_decay=0.01, ema=0.998, min_lr_ratio=0.05),
+        optim=Optim(
+            steps=config.steps, warmup=min(50, config.steps // 5), weight_decay=0.01, ema=0.998, min_lr_ratio=0.05
+        ),
         config=config,
     )

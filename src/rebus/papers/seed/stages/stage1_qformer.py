@@ -91,6 +91,8 @@ CONFIGS = {
         optim=Optim(steps=1200, warmup=60, min_lr_ratio=0.02, weight_decay=0.05),
     ),
 }
+CONFIGS["v1-mini"] = CONFIGS["mini"]
+"""Stage 1 does not depend on what the codes will give back: SEED v1's mini goes on from the mini's."""
 
 
 class QFormerTraining(nn.Module):

@@ -5,6 +5,7 @@ Vision encoder and Q-Former are frozen. The codes must give back the image embed
 16,384 from CC3M, Unsplash and COCO.
 
     rebus train seed.stage2_codebook --config mini --work state
+    rebus train seed.stage2_codebook --config v1-mini --work state/v1 --out state/v1/seed.stage2_codebook
     rebus train seed.stage2_codebook --config paper --data pairs/ --vision eva_vit_g.pth --clip CLIP-ViT-H-14-laion2B/
 
 With `--data`, a folder of tar shards of pictures and captions, it is trained on these; `--clip` is the image encoder whose
@@ -38,7 +39,7 @@ from rebus.nn.text_encoder import PromptEncoder
 from rebus.papers.seed.losses import stage2_losses
 from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.tokenizer import CodeDecoder, ReverseHead, SeedTokenizer, SeedTokenizerConfig
-from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
+from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER, V1_MINI
 from rebus.train import Losses, Optim, Stage, Trainable, parallel
 
 
@@ -50,8 +51,9 @@ class Config:
     """The tokenizer whose codebook is trained."""
     weights: tuple[float, float, float] = (5.0, 0.5, 2.0)
     """Weights of quantiser, image embedding and causal embeddings."""
-    target: Literal["image", "text"] = "image"
-    """Pairs only: what codes give back: CLIP's image embedding, or (SEED v1) the text states of the caption."""
+    target: Literal["image", "text", "states"] = "image"
+    """What codes give back: the image embedding; pairs only: the text states of the caption (SEED v1); bank only: the patch
+    features that the mini denoiser reads (SEED v1's mini)."""
     text_weight: float = 0.0
     """Pairs only: weight of giving back the caption's text states beside the image embedding, off in the release; 0.5 in
     its code."""
@@ -98,6 +100,16 @@ CONFIGS = {
         batch=128,
         lr=1.5e-3,
         optim=Optim(steps=1300, warmup=60, min_lr_ratio=0.02, weight_decay=0.01),
+    ),
+    "v1-mini": Config(
+        tokenizer=V1_MINI.tokenizer,
+        weights=(5.0, 5.0, 0.5),
+        target="states",
+        kmeans=True,
+        revive_every=50,
+        batch=128,
+        lr=1.5e-3,
+        optim=Optim(steps=1000, warmup=60, min_lr_ratio=0.02, weight_decay=0.01),
     ),
 }
 
@@ -166,16 +178,24 @@ RUNNING_MEANS = ("quantizer.hits_K", "quantizer.sum_KC")
 
 
 def load_tokenizer(
-    config: SeedTokenizerConfig, *files: Path, untrained: Sequence[str] = ("visual_encoder.",)
+    config: SeedTokenizerConfig,
+    *files: Path,
+    untrained: Sequence[str] = ("visual_encoder.",),
+    fresh: Sequence[str] = (),
 ) -> SeedTokenizer:
-    """A tokenizer from the weights of its stages, the later laid over the earlier; what begins with one of `untrained`
-    may be missing and stays as it was built. Raises ValueError for anything else that is missing or left over."""
+    """A tokenizer from the weights of its stages: a part that a later one trained is the later one's as a whole. What begins
+    with one of `untrained` may be missing and stays as it was built; what begins with one of `fresh` is not read.
+    Raises ValueError for anything else that is missing or left over."""
     tokenizer = SeedTokenizer(config)
     weights: dict[str, Tensor] = {}
     for file in files:
-        found = load_file(file)
-        weights |= {k.removeprefix("tokenizer."): v.float() for k, v in found.items() if k.startswith("tokenizer.")}
-    weights = {name: x for name, x in weights.items() if name not in RUNNING_MEANS}
+        found = {k.removeprefix("tokenizer."): v for k, v in load_file(file).items() if k.startswith("tokenizer.")}
+        again = {name.partition(".")[0] for name in found}
+        weights = {name: x for name, x in weights.items() if name.partition(".")[0] not in again}
+        weights |= {name: x.float() for name, x in found.items()}
+    dropped = (*RUNNING_MEANS, *fresh)
+    weights = {name: x for name, x in weights.items() if not name.startswith(dropped)}
+    untrained = (*untrained, *fresh)
     missing, unexpected = tokenizer.load_state_dict(weights, strict=False)
     lacking = [name for name in missing if not name.startswith(tuple(untrained))]
     if lacking or unexpected:
@@ -204,6 +224,11 @@ def on_pairs(
     config: Config, work: Path, data: Path, vision: Path | None, clip: Path | None, prompts: Path | None
 ) -> Stage:
     """Stage 2 on image-text pairs, from stage 1's weights under `work`."""
+    if config.target == "states":
+        raise RebusError(
+            "Patch features are what codes give back in the mini, which is trained on the bank, but --data names pairs. "
+            "Choose `--target image` or `--target text`, or leave --data out."
+        )
     generator = torch.Generator().manual_seed(config.seed)
     module = CodebookTraining(config)
     first = work / "seed.stage1_qformer" / "weights.safetensors"
@@ -273,14 +298,36 @@ def learned(config: Config) -> list[Trainable]:
     return [Trainable(name, config.lr) for name in (*names, *(["text.*"] if config.text_weight else []))]
 
 
+def check_bank_target(config: Config) -> None:
+    """Raises RebusError when the bank does not hold the target, or the tokenizer's head gives back something else."""
+    if config.target == "text":
+        raise RebusError(
+            "The states of captions are computed while training on pairs, but no --data was named. Name a folder of pairs, "
+            "or choose `--target states`."
+        )
+    sizes = config.tokenizer
+    given = (sizes.reverse_queries, sizes.image_width)
+    wanted = (sizes.vision.grid**2, sizes.vision.width)
+    if config.target == "states" and (sizes.head != "reverse" or given != wanted):
+        raise RebusError(
+            f"The codes are to give back {wanted[0]} patch features of width {wanted[1]}, but this tokenizer's head is "
+            f"{sizes.head!r} and gives {given[0]} of width {given[1]}. Set `reverse_queries` and `image_width` to these."
+        )
+
+
 def on_bank(config: Config, work: Path) -> Stage:
-    """Needs the weights of mini.vision and stage 1 under `work`. Trains on cached causal embeddings of the bank."""
+    """Needs the weights of mini.vision and stage 1 under `work`. Trains on cached causal embeddings of the bank. Where not
+    the image embedding is given back, codebook and head begin anew: stage 1 made them for that."""
+    check_bank_target(config)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     data = Frozen(work)
     first = work / "seed.stage1_qformer" / "weights.safetensors"
     start = load_tokenizer(
-        config.tokenizer, first, untrained=("visual_encoder.", "quantizer.", "embedding_decoder.")
+        config.tokenizer,
+        first,
+        untrained=("visual_encoder.", "quantizer.", "embedding_decoder."),
+        fresh=("quantizer.", "head.") if config.target == "states" else (),
     ).eval()
     start.visual_encoder.load_state_dict(data.vision.vit.state_dict())
     module = CodebookTraining(config)
@@ -288,16 +335,21 @@ def on_bank(config: Config, work: Path) -> Stage:
 
     def rows(split: str, i: np.ndarray) -> tuple[Tensor, Tensor]:
         causal = causal_embeddings(data, split, start)
+        if config.target == "states":
+            return take(causal, i), data.states(split, i)
         return take(causal, i), take(data.array("embeddings", split), i)
+
+    def first_rows(split: str) -> np.ndarray:
+        return np.arange(min(1024, len(data.bank(split))))
 
     tokenizer, quantizer = module.tokenizer, module.tokenizer.quantizer
     if config.kmeans:
         with torch.no_grad():
-            z_INE = tokenizer.codes_before(rows("train", np.arange(1024))[0])
+            z_INE = tokenizer.codes_before(rows("train", first_rows("train"))[0])
             quantizer.start_from(z_INE.flatten(0, 1), generator)
 
     def evaluate() -> Iterator[tuple[str, float]]:
-        x_INC, embedding_ID = rows("val", np.arange(1024))
+        x_INC, embedding_ID = rows("val", first_rows("val"))
         quantized = tokenizer.quantize(x_INC)
         yield "val/image_mse", F.mse_loss(tokenizer.embed_codes(quantized.x), embedding_ID).item()
         used, perplexity = usage(quantized.ids, config.tokenizer.codebook_size)

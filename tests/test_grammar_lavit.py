@@ -11,9 +11,9 @@ import torch
 from rebus.document import Box, Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.grammar import Allow, Force, Template
+from rebus.mini.llm import SPECIAL_BYTES
 from rebus.nn.text_tokenizer import ByteTokenizer
 from rebus.papers.lavit.grammar import LavitGrammar
-from rebus.papers.lavit.language import SPECIAL_BYTES
 from rebus.papers.lavit.spelling import LavitGrammarConfig, mini
 from rebus.visual import Codes, Features, Patches
 

@@ -44,12 +44,15 @@ class Turn:
 
 SCRIPT = (
     Turn("What is in this picture?", shows="red-apple-noto.png", answer="text"),
-    Turn("What is in this picture?", shows="rocket-noto.png", answer="text", anew=True),
     Turn("Which group does this belong to?", answer="text"),
-    Turn("Draw a red heart.", answer="image", anew=True),
-    Turn("Draw the same in Twemoji style.", answer="image"),
-    Turn("Give me two examples from food and drink, each with a picture.", anew=True),
+    Turn("What is in this picture?", shows="rocket-noto.png", answer="text", anew=True),
+    Turn("Draw a snowman in Noto style.", answer="image", anew=True),
+    Turn("Draw the same in Fluent 3D style.", answer="image"),
+    Turn("Give me two examples from animals and nature, each with a picture.", anew=True),
 )
+
+SAMPLING = Sampling(max_new_tokens=256, guidance=1.5)
+"""Greedy, with a little guidance, which gives drawings more of their shape."""
 
 
 def converse(
@@ -94,7 +97,7 @@ def demo(
     began = time.perf_counter()
     model = load_system(system, err, device=device)
     loaded = time.perf_counter()
-    conversations = converse(model, SCRIPT, examples, output / "pictures", console, Sampling(max_new_tokens=256))
+    conversations = converse(model, SCRIPT, examples, output / "pictures", console, SAMPLING)
     talked = time.perf_counter() - loaded
     about = (
         f"{system} on {device_name(device)}: {len(SCRIPT)} replies in {talked:.0f} s, exactly as the model gave them."

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.nn.row_cache import RowCache
 from rebus.nn.text_model import TextModel
-from rebus.sequence import Batch, Sequence, collate
+from rebus.sequence import Batch, Counts, Rows, Sequence, collate
 from rebus.visual import Features, Patches
 
 
@@ -26,6 +26,10 @@ class InputProjector(Protocol):
 
     def __call__(self, inputs: list[Features | Patches]) -> Tensor:
         """T x D, the slots of all inputs in order."""
+        ...
+
+    def dummy(self) -> list[Features | Patches]:
+        """The least that it takes in: what it is run on where a batch in training holds no image."""
         ...
 
 
@@ -40,6 +44,10 @@ class OutputProjector(Protocol):
         """How far the slots of all images are from their targets, a scalar."""
         ...
 
+    def dummy(self) -> tuple[Tensor, list[Features]]:
+        """The least that `loss` takes: hidden states and targets for a batch in training that has none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -50,7 +58,7 @@ class Losses:
     text: Tensor
     """next-token cross-entropy, mean over the supervised words"""
     image: Tensor | None
-    """the output projector's regression loss; None where the batch has no image to regress"""
+    """the output projector's regression loss; None where there is no image to regress"""
 
 
 class InterleavedLM(nn.Module):
@@ -98,14 +106,45 @@ class InterleavedLM(nn.Module):
         """Hidden states of a batch after the final norm, B x L x D."""
         return self.llm.hidden(x_BLD, batch.positions_BL, batch.attend())
 
-    def forward(self, batch: Batch) -> Losses:
-        """The losses of a batch whose tensors lie on the model's device."""
+    def forward(self, batch: Batch, over: Counts | None = None) -> Losses:
+        """The losses of a batch whose tensors lie on the model's device; divided by `over` where that is given, else by
+        what the batch holds."""
+        over = over or batch.counts
         hidden_BLD = self.hidden(self.embed(batch), batch)
-        text = next_token_loss(self.llm, hidden_BLD, batch)
-        if not batch.outputs or self.output_projector is None:
+        text = next_token_loss(self.llm, hidden_BLD, batch, over.words) + self._unused(batch)
+        if self.output_projector is None or not over.images:
             return Losses(text, text, None)
-        image = self.output_projector.loss(hidden_BLD[batch.output_BL], batch.outputs)  # type: ignore[operator]
+        image = hidden_BLD.sum() * 0.0
+        if batch.outputs:
+            mean = self.output_projector.loss(hidden_BLD[batch.output_BL], batch.outputs)  # type: ignore[operator]
+            image = mean if over.images == len(batch.outputs) else mean * (len(batch.outputs) / over.images)
         return Losses(text + self.image_weight * image, text, image)
+
+    def losses(self, rows: Rows) -> Losses:
+        """The losses of rows, as if all their batches were one."""
+        over = rows.over or rows.counts
+        parts = [self(batch, over) for batch in rows.batches]
+        if len(parts) == 1:
+            return parts[0]
+        images = [part.image for part in parts if part.image is not None]
+        return Losses(
+            torch.stack([part.total for part in parts]).sum(),
+            torch.stack([part.text for part in parts]).sum(),
+            torch.stack(images).sum() if images else None,
+        )
+
+    def _unused(self, batch: Batch) -> Tensor | float:
+        """Zero, from projectors that learn and have nothing to do in this batch: when several processes train together,
+        all must run, or those that have an image would wait for the others' gradients."""
+        zero: Tensor | float = 0.0
+        if not (self.training and torch.is_grad_enabled()):
+            return zero
+        into, out_of = self.input_projector, self.output_projector
+        if not batch.inputs and _learns(into):
+            zero = zero + into(into.dummy()).sum() * 0.0  # type: ignore[misc, operator, union-attr]
+        if not batch.outputs and _learns(out_of):
+            zero = zero + out_of.loss(*out_of.dummy()) * 0.0  # type: ignore[misc, operator, union-attr]
+        return zero
 
     def read(self, x_BLD: Tensor, cache: RowCache, rows: list[int]) -> Tensor:
         """Hidden states of new vectors in some rows of a cache, B x L x D; the cache holds them afterwards."""
@@ -120,16 +159,18 @@ class InterleavedLM(nn.Module):
         return self.embed(collate([sequence]).to(self.llm.device))
 
 
-def next_token_loss(llm: TextModel, hidden_BLD: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy, in float32, over the words marked as targets; logits are computed only for these.
+def _learns(module: nn.Module | None) -> bool:
+    return module is not None and any(parameter.requires_grad for parameter in module.parameters())
 
-    Zero where a batch has none.
+
+def next_token_loss(llm: TextModel, hidden_BLD: Tensor, batch: Batch, words: float | None = None) -> Tensor:
+    """Cross-entropy, in float32, of the words marked as targets, divided by `words` (none: by how many there are); logits
+    are computed only for these. Zero where a batch has none.
     """
     target_BL = batch.target_BL[:, 1:]
     logits_TV = llm.logits(hidden_BLD[:, :-1][target_BL])
-    if not len(logits_TV):
-        return hidden_BLD.sum() * 0.0
-    return F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL])
+    lost = F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL], reduction="sum")
+    return lost / (words or max(1, len(logits_TV)))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
+from rebus.train import parallel
 from rebus.train.stage import Optim, Trainable, matches
 
 
@@ -63,16 +64,22 @@ def set_modes(module: nn.Module) -> None:
         set_modes(child)
 
 
-def finite(values: Mapping[str, Tensor | float], name: str, step: int) -> dict[str, float]:
-    """The values as floats. Raises RebusError for one that is not finite, parts before the total that they spoil."""
-    held = {key: float(v.detach()) if isinstance(v, Tensor) else float(v) for key, v in values.items()}
-    for key in sorted(held, key=lambda k: k == "loss"):
-        if not math.isfinite(held[key]):
+def numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The values as floats."""
+    return {key: float(v.detach()) if isinstance(v, Tensor) else float(v) for key, v in values.items()}
+
+
+def finite(values: Mapping[str, float], name: str, step: int, everywhere: bool = True) -> None:
+    """Raises RebusError for a value that is not finite, parts before the total that they spoil; `everywhere` is false when
+    another process has one."""
+    for key in sorted(values, key=lambda k: k == "loss"):
+        if not math.isfinite(values[key]):
             raise RebusError(
-                f"{name}: at step {step} the part {key!r} of the loss is {held[key]}. The last checkpoint stands; "
+                f"{name}: at step {step} the part {key!r} of the loss is {values[key]}. The last checkpoint stands; "
                 "resume from it with a lower learning rate, a longer warm-up or precision fp32."
             )
-    return held
+    if not everywhere:
+        raise RebusError(f"{name}: at step {step} a part of the loss is not finite on another process, which names it.")
 
 
 def clip(learning: Mapping[str, nn.Parameter], optim: Optim, name: str, step: int) -> dict[str, float]:
@@ -85,11 +92,11 @@ def clip(learning: Mapping[str, nn.Parameter], optim: Optim, name: str, step: in
             f"{name}: at step {step} no gradient reaches any of the {len(learning)} parameters that should learn. "
             "Check that the loss depends on them and is not computed under no_grad."
         )
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = parallel.whole(torch.nn.utils.get_total_norm(gradients))
     if not math.isfinite(float(norm)):
         if optim.precision == "fp16":
             return {"skipped": 1.0}
-        bad = [key for key, p in learning.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        bad = [key for key, p in learning.items() if not finite_everywhere(p.grad)]
         raise RebusError(
             f"{name}: at step {step} the gradient of {', '.join(bad[:3]) or 'all parameters together'} is not finite. "
             "The last checkpoint stands; resume from it with a lower learning rate or precision fp32."
@@ -97,3 +104,8 @@ def clip(learning: Mapping[str, nn.Parameter], optim: Optim, name: str, step: in
     if optim.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(learning.values(), optim.clip, norm)
     return {"grad_norm": float(norm)}
+
+
+def finite_everywhere(gradient: Tensor | None) -> bool:
+    """Whether there is no gradient, or all of it is finite, other processes' shards of it too."""
+    return gradient is None or bool(parallel.whole(torch.isfinite(gradient).all()))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.nn.row_cache import RowCache
 from rebus.nn.text_model import TextModel
-from rebus.sequence import Batch, Counts, Rows, Sequence, collate
+from rebus.sequence import Batch, Collated, Counts, Sequence, collate
 from rebus.visual import Features, Patches
 
 
@@ -120,7 +120,7 @@ class InterleavedLM(nn.Module):
             image = mean if over.images == len(batch.outputs) else mean * (len(batch.outputs) / over.images)
         return Losses(text + self.image_weight * image, text, image)
 
-    def losses(self, rows: Rows) -> Losses:
+    def losses(self, rows: Collated) -> Losses:
         """The losses of rows, as if all their batches were one."""
         over = rows.over or rows.counts
         parts = [self(batch, over) for batch in rows.batches]

@@ -103,7 +103,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Collated:
     """Documents made ready for a step: one batch, or several whose rows are of different lengths."""
 
     batches: list[Batch]
@@ -117,7 +117,7 @@ class Rows:
         held = [batch.counts for batch in self.batches]
         return Counts(sum(c.words for c in held), sum(c.images for c in held))
 
-    def divided(self, over: Counts) -> Rows:
+    def divided(self, over: Counts) -> Collated:
         """The same rows, with losses divided by `over`."""
         return replace(self, over=over)
 
@@ -177,25 +177,25 @@ def by_length(sequences: list[Sequence], row: int) -> list[tuple[list[Sequence],
     return [(some, length) for some, length in groups if some]
 
 
-def rows_of(
+def collated(
     sequences: list[Sequence],
     *,
     pack: int | None = None,
     split: bool = False,
+    least: int = 1,
     pad_id: int = 0,
     device: torch.device | str = "cpu",
-) -> Rows:
-    """Sequences → Rows. With `pack` several share a row; with `split` those that are longer have rows of their own length.
+) -> Collated:
+    """Sequences → what a step takes. With `pack` several share a row; with `split` those that are longer have rows of their own length.
 
-    A split is always two batches, the second a single word without a loss where nothing is long: processes that train
-    together must run the model equally often. Errors as of `collate`.
+    A split has at least `least` batches, if need be of a single word without a loss: processes that train together must run
+    the model equally often. Errors as of `collate`.
     """
     if pack is None or not split:
-        return Rows([collate(sequences, pack=pack, pad_id=pad_id).to(device)])
+        return Collated([collate(sequences, pack=pack, pad_id=pad_id).to(device)])
     groups = by_length(sequences, pack)
-    if len(groups) < 2:
-        groups.append(([Sequence([pad_id], [False])], 1))
-    return Rows([collate(some, pack=row, pad_id=pad_id).to(device) for some, row in groups])
+    groups += [([Sequence([pad_id], [False])], 1)] * (least - len(groups))
+    return Collated([collate(some, pack=row, pad_id=pad_id).to(device) for some, row in groups])
 
 
 def _first_fit(lengths: list[int], room: int) -> list[list[int]]:

@@ -90,7 +90,7 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: b for name, b in module.named_buffers() if name in kept}
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The gist of an error whose message may be long or empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 

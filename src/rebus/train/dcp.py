@@ -231,7 +231,9 @@ class _Unpickler(pickle.Unpickler):
 
 def _of_old(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and the rest of a checkpoint that is one file."""
-    tensors = {f"{part}/{name}": x for part in ("weights", "buffers", "mean") for name, x in (state[part] or {}).items()}
+    tensors = {
+        f"{part}/{name}": x for part in ("weights", "buffers", "mean") for name, x in (state[part] or {}).items()
+    }
     for name, values in state["optimiser"].items():
         tensors |= {f"optimiser/{key}/{name}": x for key, x in values.items()}
     own = {key: state[key] for key in ("data", "random", "random_cuda", "generators", "window")}
@@ -261,10 +263,9 @@ def newest_first(folder: Path) -> Iterator[Path]:
 
 def step_of_weights(folder: Path) -> int | None:
     """The step of the run whose weights lie in `folder`, or None where there are none that say so."""
-    with contextlib.suppress(OSError, SafetensorError, ValueError, TypeError), safe_open(
-        folder / "weights.safetensors", "pt"
-    ) as file:
+    with (
+        contextlib.suppress(OSError, SafetensorError, ValueError, TypeError),
+        safe_open(folder / "weights.safetensors", "pt") as file,
+    ):
         return int(file.metadata()["step"])
     return None
-
-

@@ -27,7 +27,7 @@ class HasTotal(Protocol):
 
 class Prepared(Protocol):
     """A batch made ready: what its losses are means over, and the same batch with losses divided by something else.
-    `rebus.sequence.Rows` is one."""
+    `rebus.sequence.Collated` is one."""
 
     @property
     def counts(self) -> Counts: ...

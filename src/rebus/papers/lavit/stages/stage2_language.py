@@ -41,7 +41,7 @@ from rebus.papers.lavit.language_training import PRETRAIN, LanguageTraining, beg
 from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
-from rebus.train import Optim, Stage
+from rebus.train import Optim, Stage, parallel
 
 NAME = "lavit.stage2_language"
 
@@ -132,7 +132,8 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
         data=mixture(data, PRETRAIN, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -182,9 +183,10 @@ def stage(
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         optim=config.optim,
         config=config,

@@ -44,9 +44,9 @@ from rebus.papers.seed.mixture import PRETRAIN as SOURCES
 from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, V1_MINI, SeedConfig
-from rebus.sequence import Batch, by_length, collate
+from rebus.sequence import Collated, collated
 from rebus.system import encode
-from rebus.train import Optim, Stage, Trainable
+from rebus.train import Optim, Stage, Trainable, parallel
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Config:
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the frozen base model. Rows and adapters that learn are float32 in both."""
+    """Number format of the frozen base model. Collated and adapters that learn are float32 in both."""
     lr: float = 1.5e-4
     """Peak learning rate of the adapters."""
     row_lr: float = 1.5e-4
@@ -148,23 +148,22 @@ class LanguageTraining(nn.Module):
         self.loss: LossKind = loss
         self.pack = pack
 
-    def forward(self, documents: list[Document]) -> Losses:
-        """Images become codes, documents become sequences, sequences a batch."""
+    def prepare(self, documents: list[Document]) -> Collated:
+        """Images become codes, documents become sequences, sequences rows."""
         encoded = encode(self.tokenizer, documents, replies="generation")
         sequences = [self.grammar.serialize(d, template=self.template, loss=self.loss) for d in encoded]
-        if self.pack is None:
-            return self.lm(collate(sequences, pad_id=self.grammar.special.pad).to(self.lm.llm.device))
-        groups = by_length(sequences, self.pack)
-        return self._over([collate(some, pack=row, pad_id=self.grammar.special.pad) for some, row in groups])
-
-    def _over(self, batches: list[Batch]) -> Losses:
-        """The losses of several batches as if they were one: the mean over all words that are learned."""
-        targets = [int(batch.target_BL[:, 1:].sum()) for batch in batches]
-        text = torch.stack(
-            [n * self.lm(batch.to(self.lm.llm.device)).text for n, batch in zip(targets, batches, strict=True)]
+        return collated(
+            sequences,
+            pack=self.pack,
+            split=True,
+            least=1 if parallel.world_size() == 1 else 2,
+            pad_id=self.grammar.special.pad,
+            device=self.lm.llm.device,
         )
-        mean = text.sum() / max(1, sum(targets))
-        return Losses(mean, mean, None)
+
+    def forward(self, batch: list[Document] | Collated) -> Losses:
+        """The mean over all words that are learned."""
+        return self.lm.losses(batch if isinstance(batch, Collated) else self.prepare(batch))
 
 
 def training(
@@ -198,7 +197,8 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
     return Stage(
         name="seed.stage3_pretrain",
         module=tuning.fresh(given, "plain"),
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=trainable(config),
         data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -245,9 +245,10 @@ def stage(
     return Stage(
         name="seed.stage3_pretrain",
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=trainable(config),
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         optim=config.optim,
         config=config,

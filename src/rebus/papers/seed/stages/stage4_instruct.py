@@ -29,7 +29,7 @@ from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
 from rebus.papers.seed.stages.stage3_pretrain import language_weights, training
 from rebus.papers.seed.variants import MINI, SeedConfig
-from rebus.train import Optim, Stage, Trainable
+from rebus.train import Optim, Stage, Trainable, parallel
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None, b
     return Stage(
         name="seed.stage4_instruct",
         module=module,
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=[Trainable(pattern, config.lr) for pattern in patterns],
         data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -124,9 +125,10 @@ def stage(
     return Stage(
         name="seed.stage4_instruct",
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=[Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)],
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         optim=config.optim,
         config=config,

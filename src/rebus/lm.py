@@ -8,7 +8,7 @@ Dimension key: B batch · L length · D language-model width · V vocabulary · 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,14 +86,17 @@ class InterleavedLM(nn.Module):
         Raises RebusError when the projector gives another number of vectors than there are slots.
         """
         x_BLD = self.llm.embed(batch.ids_BL)
+        project = cast(InputProjector | None, self.input_projector)
         if not batch.inputs:
+            if project is not None and self._must_run(self.input_projector):
+                return x_BLD + project(project.dummy()).sum() * 0.0
             return x_BLD
-        if self.input_projector is None:
+        if project is None:
             raise RebusError(
                 f"This language model reads images as words, but the batch holds {len(batch.inputs)} images as vectors. "
                 "Serialize the documents with the grammar of this model."
             )
-        vectors_TD = self.input_projector(batch.inputs)
+        vectors_TD = project(batch.inputs)
         slots = int(batch.input_BL.sum())
         if len(vectors_TD) != slots:
             raise RebusError(
@@ -111,14 +114,19 @@ class InterleavedLM(nn.Module):
         what the batch holds."""
         over = over or batch.counts
         hidden_BLD = self.hidden(self.embed(batch), batch)
-        text = next_token_loss(self.llm, hidden_BLD, batch, over.words) + self._unused(batch)
-        if self.output_projector is None or not over.images:
-            return Losses(text, text, None)
-        image = hidden_BLD.sum() * 0.0
-        if batch.outputs:
-            mean = self.output_projector.loss(hidden_BLD[batch.output_BL], batch.outputs)  # type: ignore[operator]
-            image = mean if over.images == len(batch.outputs) else mean * (len(batch.outputs) / over.images)
-        return Losses(text + self.image_weight * image, text, image)
+        text = next_token_loss(self.llm, hidden_BLD, batch, over.words)
+        image = self._regression(hidden_BLD, batch, over.images)
+        total = text if image is None else text + self.image_weight * image
+        return Losses(total, text, image if over.images else None)
+
+    def _regression(self, hidden_BLD: Tensor, batch: Batch, images: float) -> Tensor | None:
+        project = cast(OutputProjector | None, self.output_projector)
+        if project is not None and batch.outputs:
+            mean = project.loss(hidden_BLD[batch.output_BL], batch.outputs)
+            return mean if images == len(batch.outputs) else mean * (len(batch.outputs) / images)
+        if project is not None and self._must_run(self.output_projector):
+            return project.loss(*project.dummy()) * 0.0
+        return None
 
     def losses(self, rows: Collated) -> Losses:
         """The losses of rows, as if all their batches were one."""
@@ -133,18 +141,11 @@ class InterleavedLM(nn.Module):
             torch.stack(images).sum() if images else None,
         )
 
-    def _unused(self, batch: Batch) -> Tensor | float:
-        """Zero, from projectors that learn and have nothing to do in this batch: when several processes train together,
-        all must run, or those that have an image would wait for the others' gradients."""
-        zero: Tensor | float = 0.0
-        if not (self.training and torch.is_grad_enabled()):
-            return zero
-        into, out_of = self.input_projector, self.output_projector
-        if not batch.inputs and _learns(into):
-            zero = zero + into(into.dummy()).sum() * 0.0  # type: ignore[misc, operator, union-attr]
-        if not batch.outputs and _learns(out_of):
-            zero = zero + out_of.loss(*out_of.dummy()) * 0.0  # type: ignore[misc, operator, union-attr]
-        return zero
+    def _must_run(self, projector: nn.Module | None) -> bool:
+        """Whether a projector runs, on a dummy and times zero, though the batch has nothing for it: when several processes
+        train together, all must run what learns, in the same order, or those that have an image would wait for ever."""
+        learns = projector is not None and any(p.requires_grad for p in projector.parameters())
+        return learns and self.training and torch.is_grad_enabled()
 
     def read(self, x_BLD: Tensor, cache: RowCache, rows: list[int]) -> Tensor:
         """Hidden states of new vectors in some rows of a cache, B x L x D; the cache holds them afterwards."""
@@ -157,10 +158,6 @@ class InterleavedLM(nn.Module):
     def embed_one(self, sequence: Sequence) -> Tensor:
         """x_1LD of one sequence, on the model's device."""
         return self.embed(collate([sequence]).to(self.llm.device))
-
-
-def _learns(module: nn.Module | None) -> bool:
-    return module is not None and any(parameter.requires_grad for parameter in module.parameters())
 
 
 def next_token_loss(llm: TextModel, hidden_BLD: Tensor, batch: Batch, words: float | None = None) -> Tensor:

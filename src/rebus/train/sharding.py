@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,8 +63,10 @@ def wrap(stage: Stage[Any], layout: Layout) -> Callable[[Any], HasTotal]:
     parallel.same([tensor.detach() for tensor in (*stage.module.parameters(), *stage.module.buffers())])
     if layout.shard == "fsdp":
         return shard(step)
-    # buffers are kept equal by those who change them; a parameter that a batch does not use has no gradient
-    return DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True, init_sync=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name of an argument is not known to older versions
+        # buffers are kept equal by those who change them; a parameter that a batch does not use has no gradient
+        return DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True, init_sync=False)
 
 
 def shard(step: Step) -> Step:

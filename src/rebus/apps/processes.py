@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from rebus.apps.device import choose_device
 from rebus.errors import RebusError
+from rebus.train import parallel
 
 PATIENCE = timedelta(hours=1)
 """How long a process waits for the others: as long as building what is computed once may take."""
@@ -38,7 +39,7 @@ def joined(device: str) -> Iterator[torch.device]:
         yield own
         dist.barrier()
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+        if not parallel.lost(error):
             raise
         raise RebusError(
             f"Another process of this run ended, or cannot be reached ({str(error).splitlines()[0][:150]}). "

@@ -104,6 +104,8 @@ def save(
         parallel.together(lambda: _write(part / f"process-{parallel.rank():05d}.pt", own))
         parallel.together(lambda: _finish(part, path, shared, keep), main=True)
     except (OSError, RuntimeError, CheckpointException, RebusError) as error:
+        if parallel.lost(error):
+            raise
         if parallel.main_process():
             shutil.rmtree(part, ignore_errors=True)
         raise RebusError(

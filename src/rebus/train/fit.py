@@ -158,6 +158,7 @@ def fit(
                 if ill:
                     finite(values, stage.name, run.step + 1, everywhere=False)
                 values["loss"] = loss / parallel.world_size()
+                sharding.average_scalars(model)
                 scaler.unscale_(optimiser)
                 values |= clip(learning, optim, stage.name, run.step + 1)
                 scaler.step(optimiser)

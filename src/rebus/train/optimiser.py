@@ -35,16 +35,16 @@ def select(module: nn.Module, trainable: list[Trainable]) -> dict[str, nn.Parame
 def build_optimiser(
     learning: Mapping[str, nn.Parameter], trainable: list[Trainable], optim: Optim
 ) -> torch.optim.AdamW:
-    """AdamW over `learning` (from `select`), in groups of one rate and one decay; `peak` of a group is the rate that the
-    schedule scales."""
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    """AdamW over `learning` (from `select`), in groups of one rate and one decay, sharded or not; `peak` of a group is the
+    rate that the schedule scales."""
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in learning.items():
         entry = next(e for e in trainable if fnmatch.fnmatchcase(name, e.pattern))
         decay = optim.weight_decay if entry.weight_decay is None else entry.weight_decay
         if parameter.ndim <= 1 and optim.decay == "matrices":
             decay = 0.0
         empty = {"params": [], "names": [], "peak": entry.lr, "weight_decay": decay}
-        group = groups.setdefault((entry.lr, decay), empty)
+        group = groups.setdefault((entry.lr, decay, parallel.in_shards(parameter)), empty)
         group["params"].append(parameter)
         group["names"].append(name)
     # the fused kernel is one pass over the weights; with a loss scaler the plain one is the tested path
@@ -86,13 +86,16 @@ def clip(learning: Mapping[str, nn.Parameter], optim: Optim, name: str, step: in
     """Clip the gradient where the stage asks for it; its norm before that, as a figure to log. In fp16 the loss scaler
     skips a step whose gradient is not finite; otherwise that raises RebusError, as does a gradient that reaches nothing.
     """
-    gradients = [p.grad for p in learning.values() if p.grad is not None]
-    if not gradients:
+    reached = [p for p in learning.values() if p.grad is not None]
+    if not reached:
         raise RebusError(
             f"{name}: at step {step} no gradient reaches any of the {len(learning)} parameters that should learn. "
             "Check that the loss depends on them and is not computed under no_grad."
         )
-    norm = parallel.whole(torch.nn.utils.get_total_norm(gradients))
+    kinds = [[p for p in reached if parallel.in_shards(p) is sharded] for sharded in (True, False)]
+    gradients = [[p.grad for p in kind if p.grad is not None] for kind in kinds if kind]
+    norms = [parallel.whole(torch.nn.utils.get_total_norm(some)) for some in gradients]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if not math.isfinite(float(norm)):
         if optim.precision == "fp16":
             return {"skipped": 1.0}
@@ -102,7 +105,8 @@ def clip(learning: Mapping[str, nn.Parameter], optim: Optim, name: str, step: in
             "The last checkpoint stands; resume from it with a lower learning rate or precision fp32."
         )
     if optim.clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(learning.values(), optim.clip, norm)
+        for kind in kinds:
+            torch.nn.utils.clip_grads_with_norm_(kind, optim.clip, norm)
     return {"grad_norm": float(norm)}
 
 

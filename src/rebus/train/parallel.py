@@ -97,6 +97,11 @@ def together(work: Callable[[], T], *, main: bool = False) -> T | None:
     return result
 
 
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process ended, or cannot be reached."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
 def same(tensors: list[Tensor]) -> None:
     """Give every process the first one's values, in place."""
     if several():
@@ -105,6 +110,11 @@ def same(tensors: list[Tensor]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ sharded tensors
+
+
+def in_shards(tensor: Tensor) -> bool:
+    """Whether this process holds a shard of a tensor."""
+    return isinstance(tensor, DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -45,6 +46,7 @@ class Step(nn.Module):
         super().__init__()
         self.module = stage.module
         self.step = stage.step
+        self.scalars: list[nn.Parameter] = []
 
     def forward(self, batch: Any) -> HasTotal:
         """The losses of one batch."""
@@ -78,6 +80,7 @@ def shard(step: Step) -> Step:
                 "Train this stage with --parallel ddp: a tokenizer fits into one device."
             )
     learns = [p for p in step.parameters() if p.requires_grad]
+    step.scalars = [p for p in learns if p.ndim == 0]  # a number cannot be split
     mesh = init_device_mesh(learns[0].device.type, (parallel.world_size(),))
     held: set[nn.Parameter] = set()
     for block in blocks(step.module):
@@ -86,9 +89,21 @@ def shard(step: Step) -> Step:
             fully_shard(block, mesh=mesh)
             for entry in entries(block)[1:]:
                 register_fsdp_forward_method(block, entry)
-    frozen = {p for p in step.parameters() if not p.requires_grad and p not in held}
-    fully_shard(step, mesh=mesh, ignored_params=frozen)
+    whole = {p for p in step.parameters() if not p.requires_grad and p not in held}
+    fully_shard(step, mesh=mesh, ignored_params=whole | set(step.scalars))
     return step
+
+
+def average_scalars(step: Any) -> None:
+    """Average the gradients that the engine leaves to us: those of single numbers beside shards."""
+    for parameter in getattr(step, "scalars", ()):
+        gradient = parameter.grad
+        value = torch.zeros(2, device=parameter.device)
+        if gradient is not None:
+            value[0], value[1] = gradient, 1.0
+        dist.all_reduce(value)
+        if value[1]:
+            parameter.grad = (value[0] / parallel.world_size()).to(parameter.dtype)
 
 
 @contextlib.contextmanager

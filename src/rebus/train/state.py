@@ -49,6 +49,8 @@ class Run:
 
         Raises RebusError when the folder cannot be written; the checkpoints that were there are whole.
         """
+        # buffers that no process shares with others, such as running statistics, are the first one's from here on
+        parallel.same(list(checkpointing.persistent_buffers(self.stage.module).values()))
         dcp.save(folder, self.step, tensors(self), shared(self), own(self), keep, self.spoiled)
         # one after the other, so that never more than one is whole on a device
         gathered = {name: parallel.whole(x.detach()).cpu() for name, x in (self.mean or self.learning).items()}

@@ -28,7 +28,7 @@ KEEP, DROP = 0, 1
 class Selector(nn.Module):
     """Patch features → log-probabilities [I, N, 2] of being kept and of being dropped, in float32."""
 
-    def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
+    def __init__(self, width: int, generator: torch.Generator | None = None, std: float = 0.02) -> None:
         super().__init__()
         self.mix = nn.Sequential(nn.LayerNorm(width, eps=1e-5), nn.Linear(width, width), nn.GELU())
         self.score = nn.Sequential(
@@ -38,7 +38,7 @@ class Selector(nn.Module):
             nn.GELU(),
             nn.Linear(width // 4, 2),
         )
-        init_linears(self, generator)
+        init_linears(self, generator, std)
 
     def local_and_global(self, x_INC: Tensor, among_IN: Tensor | None = None) -> Tensor:
         """Each patch's own half of the mixed features, and beside it the mean of the other half over the patches that

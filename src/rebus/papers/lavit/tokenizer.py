@@ -55,6 +55,10 @@ class LavitTokenizerConfig:
     tokens each time; ours has the same ones."""
     budget: int | None = None
     """`topk`: patches that are kept."""
+    selector_std: float = 0.02
+    """Deviation of the selector's first weights. A layer passes on about 0.02 · √width / 2 of what differs between patches,
+    so that a narrow selector begun with the published 0.02 gives all patches one probability and is slow to learn better:
+    at width 192, 0.1 keeps differences as they are."""
     resize: Resize = "bicubic"
     """How an image is stretched to the encoder's square."""
     mean: RGB = CLIP_MEAN
@@ -92,7 +96,7 @@ class LavitTokenizer(nn.Module):
         self.config = config
         self.source = source
         self.visual_encoder = visual_encoder or ViT(config.vision, generator)
-        self.selector = Selector(width, generator)
+        self.selector = Selector(width, generator, config.selector_std)
         self.merger = Merger(config.merger, generator)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.code_width))
         self.quantizer = VectorQuantizer(config.codebook_size, config.code_width, generator=generator)

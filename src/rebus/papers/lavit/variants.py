@@ -51,6 +51,7 @@ MINI = LavitConfig(
         codebook_size=2048,
         code_width=16,
         selector_std=0.1,
+        selection="expected",  # after a training of minutes patches are likelier or not, but few are decided
         mean=HALF,
         std=HALF,
     ),

@@ -42,11 +42,9 @@ class Config:
 
     loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """What is rebuilt and what it costs."""
-    noise: tuple[float, float] = (1.0, 1.0)
-    """Scale of the Gumbel noise at the beginning and at the end. 1 is a fair draw, which the published inference code makes
-    as well. Where patches are to be chosen without dice, the noise may fall to 0, so that this choice is the trained one."""
-    noise_until: float = 1.0
-    """Share of the run after which the noise is what it is at the end."""
+    drawn: float = 1.0
+    """Share of the run in which patches are drawn with Gumbel noise, as in the paper and in the published inference code.
+    Where a tokenizer is to choose without dice, its choice may be the trained one in the rest of the run."""
     keep: Keep = KEEP_ALL
     """Pairs only: which pictures are good enough."""
     batch: int = 2048
@@ -70,8 +68,7 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         loss=MINI_RECONSTRUCTION,
-        noise=(1.0, 0.0),
-        noise_until=0.7,
+        drawn=0.6,
         batch=64,
         lr=1e-3,
         selector_lr=3e-3,
@@ -87,14 +84,13 @@ class SelectorTraining(Reconstruction):
 
     def __init__(self, config: Config, generator: torch.Generator) -> None:
         super().__init__(config.loss, generator=generator)
-        self.noise = config.noise
-        self.falls = max(1.0, config.noise_until * config.optim.steps * config.optim.accumulate)
+        self.draws = config.drawn * config.optim.steps * config.optim.accumulate
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
     def scale(self) -> float:
-        """Scale of the noise at the present step."""
-        first, last = self.noise
-        return first + (last - first) * min(1.0, int(self.done) / self.falls)
+        """Scale of the noise at the present step. A noise that falls slowly would do harm: probabilities then have to rise
+        for as many patches to be kept, and where the dice are gone all of them stand at one half, decided by nothing."""
+        return 1.0 if int(self.done) <= self.draws else 0.0
 
 
 PARTS = ("selector", "merger", "to_code")

@@ -37,7 +37,15 @@ from rebus.nn.new_rows import Rows
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
 from rebus.papers.lavit.build import read_tokenizer_part
 from rebus.papers.lavit.language import LanguageConfig
-from rebus.papers.lavit.language_training import PRETRAIN, BaseNumbers, LanguageTraining, begin, code_counts, mixture, trainable
+from rebus.papers.lavit.language_training import (
+    PRETRAIN,
+    BaseNumbers,
+    LanguageTraining,
+    begin,
+    code_counts,
+    mixture,
+    trainable,
+)
 from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
@@ -93,7 +101,7 @@ CONFIGS = {
     "mini": Config(
         system=MINI,
         visual_loss_in_image_text=False,
-        selection="threshold",
+        selection="expected",
         row_start="captions",
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},

@@ -26,7 +26,15 @@ from rebus.data.pictures import load_pictures
 from rebus.mini.frozen import Frozen
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language import LanguageConfig
-from rebus.papers.lavit.language_training import INSTRUCT, BaseNumbers, LanguageTraining, begin, go_on, mixture, trainable
+from rebus.papers.lavit.language_training import (
+    INSTRUCT,
+    BaseNumbers,
+    LanguageTraining,
+    begin,
+    go_on,
+    mixture,
+    trainable,
+)
 from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.stages import stage2_language
 from rebus.papers.lavit.stages.stage2_language import recorded, saved_tokenizer
@@ -74,7 +82,7 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         system=MINI,
-        selection="threshold",
+        selection="expected",
         mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
         batch=16,
         pack=128,

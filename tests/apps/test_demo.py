@@ -79,5 +79,5 @@ def test_large_pictures_are_not_enlarged():
 
 def test_the_terminal_of_a_demo_shows_questions(system, examples, tmp_path):
     console = Console(file=io.StringIO(), width=80)
-    demo.converse(system, demo.SCRIPT[:1], examples, tmp_path, console, None)
+    demo.converse(system, demo.SCRIPT[:1], examples, tmp_path, console, demo.SAMPLING, demo.SAMPLING)
     assert f"you › {demo.SCRIPT[0].says}" in console.file.getvalue()

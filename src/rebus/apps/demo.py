@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from rebus.apps.terminal import picture, show
 from rebus.document import Document, Image, Message, user
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
+from rebus.system import reply
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,21 @@ SHORT = (
 SAMPLING = Sampling(max_new_tokens=256, guidance=1.5)
 """Greedy, with a little guidance, which gives drawings more of their shape."""
 
+DRAWING = replace(SAMPLING, temperature=0.8, best_of=8)
+"""Where only a picture is asked for: of several the one that the model itself recognises best."""
+
 
 def converse(
-    system: Any, script: Sequence[Turn], examples: Path, pictures: Path, console: Console, sampling: Any
+    system: Any,
+    script: Sequence[Turn],
+    examples: Path,
+    pictures: Path,
+    console: Console,
+    talking: Sampling,
+    drawing: Sampling,
 ) -> list[Document]:
-    """Plays the script with a System, showing it as it goes; returns the conversations."""
+    """Plays the script with a System, showing it as it goes; returns the conversations. `talking` is how replies are
+    sampled, `drawing` how those that are a picture."""
     conversations: list[Document] = []
     numbers = itertools.count(1)
     for turn in script:
@@ -86,7 +97,8 @@ def converse(
         console.print(Text.assemble(("you › ", "bold blue"), turn.says))
         asked = conversations[-1].add(message)
         generator = torch.Generator().manual_seed(turn.seed)
-        stream = system.stream(asked, modality=turn.answer, sampling=sampling, generator=generator)
+        sampling = drawing if turn.answer == "image" else talking
+        stream = reply(system, asked, modality=turn.answer, sampling=sampling, generator=generator)
         parts = show(stream, console, lambda image: save_image(image, pictures / f"drawing-{next(numbers)}.png"))
         conversations[-1] = asked.add(Message("assistant", parts))
         console.print()
@@ -129,7 +141,7 @@ def demo(
     began = time.perf_counter()
     model = load_system(system, err, device=device)
     loaded = time.perf_counter()
-    conversations = converse(model, SCRIPT, examples, output / "pictures", console, SAMPLING)
+    conversations = converse(model, SCRIPT, examples, output / "pictures", console, SAMPLING, DRAWING)
     talked = time.perf_counter() - loaded
     for name in there([name for name in others if name != system]):
         console.print(f"[bold]{name}[/bold]")

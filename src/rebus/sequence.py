@@ -181,18 +181,19 @@ def collated(
     sequences: list[Sequence],
     *,
     pack: int | None = None,
-    split: bool = False,
     least: int = 1,
     pad_id: int = 0,
     device: torch.device | str = "cpu",
 ) -> Collated:
-    """Sequences → what a step takes. With `pack` several share a row; with `split` those that are longer have rows of their own length.
+    """Sequences as they are trained on: without `pack` a row for each; with it those of at most that many words share rows
+    of that length, and longer ones rows as long as the longest (`by_length`). Packing changes what is computed and not what
+    is found: the losses are means over all that is learned, whichever row it stands in.
 
-    A split has at least `least` batches, if need be of a single word without a loss: processes that train together must run
-    the model equally often. Errors as of `collate`.
+    What is packed has at least `least` batches, if need be of a single word without a loss: processes that train together
+    must run the model equally often, which two make sure of. Errors as of `collate`.
     """
-    if pack is None or not split:
-        return Collated([collate(sequences, pack=pack, pad_id=pad_id).to(device)])
+    if pack is None:
+        return Collated([collate(sequences, pad_id=pad_id).to(device)])
     groups = by_length(sequences, pack)
     groups += [([Sequence([pad_id], [False])], 1)] * (least - len(groups))
     return Collated([collate(some, pack=row, pad_id=pad_id).to(device) for some, row in groups])

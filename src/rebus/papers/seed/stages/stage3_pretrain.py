@@ -155,8 +155,7 @@ class LanguageTraining(nn.Module):
         return collated(
             sequences,
             pack=self.pack,
-            split=True,
-            least=1 if parallel.world_size() == 1 else 2,
+            least=min(2, parallel.world_size()),
             pad_id=self.grammar.special.pad,
             device=self.lm.llm.device,
         )

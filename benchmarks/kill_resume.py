@@ -186,7 +186,7 @@ def outcome(
 ) -> Iterator[tuple[str, int, str]]:
     """For each kind: how often the run was killed, and in what it differs from the unbroken one (in nothing)."""
     FORKS.set_forkserver_preload(["rebus.train"])
-    steps = 20 + 4 * moments
+    steps = 20 + 10 * moments
     with tempfile.TemporaryDirectory(dir=place) as held:
         scratch = Path(held)
         end(start(scratch / "whole", scratch, steps, shard))

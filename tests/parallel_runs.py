@@ -53,7 +53,8 @@ def _one(rank: int, world: int, folder: str, work: Callable[..., Any], arguments
         result = error
     resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)[1:] * 2)
     torch.save(result, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------------------ documents
@@ -188,7 +189,7 @@ class Line:
         self.at = state["at"]
 
 
-def line(steps: int = 6, trouble: Callable[[int], None] = lambda step: None, **optim: Any) -> Stage[Tensor]:
+def line(steps: int = 6, trouble: Callable[[int], None] | None = None, **optim: Any) -> Stage[Tensor]:
     """A stage so small that nothing but its surroundings takes time; its noise is each process's own."""
     noise = tiny.generator(5)
     with torch.random.fork_rng():
@@ -200,7 +201,15 @@ def line(steps: int = 6, trouble: Callable[[int], None] = lambda step: None, **o
         return Losses((net(noisy_B3)[:, 0] - x_B3.sum(1)).square().mean(), {"drawn": float(noise.initial_seed() != 5)})
 
     settings = Optim(steps=steps, precision="fp32", **optim)
-    return Stage("line", net, step, [Trainable("*", 1e-2)], Line(trouble), settings, generators={"noise": noise})
+    return Stage(
+        "line",
+        net,
+        step,
+        [Trainable("*", 1e-2)],
+        Line(trouble or (lambda step: None)),
+        settings,
+        generators={"noise": noise},
+    )
 
 
 def train_line(folder: Path, layout: Layout, trouble: str = "", **options: Any) -> Any:
@@ -227,6 +236,28 @@ def train_line(folder: Path, layout: Layout, trouble: str = "", **options: Any) 
 
         stage.step = spoiled
     return fit(stage, folder, device="cpu", log_every=2, save_every=2, keep=9, layout=layout)
+
+
+def refusing(step: int) -> None:
+    """A batch that the last process refuses."""
+    if step == 4 and parallel.rank() == parallel.world_size() - 1:
+        raise RebusError("A document has 334 words, but a row holds 320.")
+
+
+def command(folder: Path, rank: int, port: int, words: list[str]) -> tuple[int, str, str]:
+    """`rebus train` as torchrun starts it: exit code, what it said, and the errors."""
+    import contextlib
+    import io
+
+    from rebus.apps import cli
+
+    dist.destroy_process_group()
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    out, err = io.StringIO(), io.StringIO()
+    cli.out.file, cli.err.file = out, err
+    with contextlib.redirect_stderr(err):
+        code = cli.main(["train", "tests.line_stage", "--out", str(folder), "--device", "cpu", *words])
+    return code, out.getvalue(), err.getvalue()
 
 
 def gathered(counts: tuple[int, ...]) -> tuple[Tensor, Tensor, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests import parallel_runs as runs
 from tests import seed_pairs, seed_release, tiny
 
 from rebus.errors import RebusError
-from rebus.train import Layout, dcp
+from rebus.train import Layout, dcp, parallel
 from rebus.train.process import seed_of
 
 DDP, FSDP = Layout("ddp"), Layout("fsdp")
@@ -122,8 +123,8 @@ def test_a_resumed_run_is_the_unbroken_run(layout: Layout, tmp_path: Path) -> No
 
 def test_what_goes_wrong_on_one_process_ends_all(tmp_path: Path) -> None:
     for trouble, said in (
-        ("refuse", ("Another process refused a batch", "334 words")),
-        ("nan", ("is not finite on another process", "the part 'loss' of the loss is nan")),
+        ("refuse", ("334 words", "334 words")),
+        ("nan", ("the part 'loss' of the loss is nan",) * 2),
         ("full", ("could not be written", "could not be written")),
     ):
         folder = tmp_path / trouble
@@ -138,3 +139,20 @@ def test_what_goes_wrong_on_one_process_ends_all(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     errors = runs.run(3, runs.train_line, tmp_path, DDP)
     assert "A batch of 4 cannot be shared evenly by 3 processes" in str(errors[0])
+
+
+def test_the_command_joins_the_processes_that_torchrun_started(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for words, codes in ((["--refuse"], [2, 2]), (["--parallel", "fsdp"], [0, 0])):
+        both = runs.run(2, command, tmp_path / "run", port, words)
+        assert [code for code, _, _ in both] == codes, both
+        (_, said, wrong), (_, other, _) = both
+        assert other == "" and "line: step" in said
+        assert ("6 steps done" in said) != ("334 words" in wrong)
+    assert "step 3 of 6" in said
+
+
+def command(folder: Path, port: int, words: list[str]) -> tuple[int, str, str]:
+    return runs.command(folder, parallel.rank(), port, words)

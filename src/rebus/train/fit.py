@@ -8,6 +8,7 @@ are divided by, when to stop and what went wrong is agreed on by all of them (`p
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -131,7 +132,7 @@ def fit(
                         held.append((ready, batch_size(batch)))
                 except RebusError as error:
                     refused = error
-                over, elsewhere = mean_counts(stage, held, refused is not None, optim.accumulate)
+                over, elsewhere = mean_counts(stage, held, refused, optim.accumulate)
                 values: dict[str, float] = {}
                 for number, (ready, size) in enumerate(held if not elsewhere else ()):
                     last = number == optim.accumulate - 1
@@ -148,15 +149,16 @@ def fit(
                     for name, value in numbers(named_values(out)).items():
                         values[name] = values.get(name, 0.0) + value * part / optim.accumulate
                 if refused or elsewhere:  # a document that does not fit: hours of training are not its price
-                    if run.step > max(saved_at, 0) and (elsewhere or not parallel.several()):
+                    agreed = elsewhere or not parallel.several()  # in its step a process may be alone with it
+                    if run.step > max(saved_at, 0) and agreed:
                         run.save(folder, keep)
-                    raise refused or RebusError("Another process refused a batch, and says why.")
+                    raise refused or RebusError(elsewhere)
                 wrong = not all(map(math.isfinite, values.values()))
                 loss, samples_now, ill, heard = parallel.total(
                     values["loss"], sum(size for _, size in held), wrong, bool(stop)
                 )
                 if ill:
-                    finite(values, stage.name, run.step + 1, everywhere=False)
+                    parallel.together(functools.partial(finite, values, stage.name, run.step + 1))
                 values["loss"] = loss / parallel.world_size()
                 sharding.average_scalars(model)
                 scaler.unscale_(optimiser)
@@ -201,13 +203,16 @@ def fit(
     return FitResult(run.step, run.step >= optim.steps, stopped_by, losses, journal.evals, weights)
 
 
-def mean_counts(stage: Stage[Any], held: list[tuple[Any, int]], refused: bool, accumulate: int) -> tuple[Counts, bool]:
+def mean_counts(
+    stage: Stage[Any], held: list[tuple[Any, int]], refused: RebusError | None, accumulate: int
+) -> tuple[Counts, str]:
     """What a batch holds in the mean over all processes and accumulated batches: losses that are divided by this have as
-    their mean the loss of all that is learned in the step. And whether some process has refused a batch."""
+    their mean the loss of all that is learned in the step. And why some process has refused a batch, if one has."""
     own = [ready.counts if stage.prepare is not None else Counts(size) for ready, size in held]
-    words, images, wrong = parallel.total(sum(c.words for c in own), sum(c.images for c in own), refused)
+    words, images, wrong = parallel.total(sum(c.words for c in own), sum(c.images for c in own), refused is not None)
     batches = parallel.world_size() * accumulate
-    return Counts(words / batches, images / batches), wrong > 0
+    why = parallel.everyone("" if refused is None else str(refused)) if wrong else []
+    return Counts(words / batches, images / batches), next(filter(None, why), "")
 
 
 def summary(run: Run) -> dict[str, float]:

@@ -69,17 +69,14 @@ def numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
     return {key: float(v.detach()) if isinstance(v, Tensor) else float(v) for key, v in values.items()}
 
 
-def finite(values: Mapping[str, float], name: str, step: int, everywhere: bool = True) -> None:
-    """Raises RebusError for a value that is not finite, parts before the total that they spoil; `everywhere` is false when
-    another process has one."""
+def finite(values: Mapping[str, float], name: str, step: int) -> None:
+    """Raises RebusError for a value that is not finite, parts before the total that they spoil."""
     for key in sorted(values, key=lambda k: k == "loss"):
         if not math.isfinite(values[key]):
             raise RebusError(
                 f"{name}: at step {step} the part {key!r} of the loss is {values[key]}. The last checkpoint stands; "
                 "resume from it with a lower learning rate, a longer warm-up or precision fp32."
             )
-    if not everywhere:
-        raise RebusError(f"{name}: at step {step} a part of the loss is not finite on another process, which names it.")
 
 
 def clip(learning: Mapping[str, nn.Parameter], optim: Optim, name: str, step: int) -> dict[str, float]:

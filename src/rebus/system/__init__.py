@@ -4,5 +4,20 @@ from rebus.system.dice import Dice
 from rebus.system.encoding import encode
 from rebus.system.loading import PARTS, known_systems, load
 from rebus.system.parts import Scorer, System
+from rebus.system.plan import Plan, Source, plan
+from rebus.system.pretrained import Portable, text_files
 
-__all__ = ["PARTS", "Dice", "Scorer", "System", "encode", "known_systems", "load"]
+__all__ = [
+    "PARTS",
+    "Dice",
+    "Plan",
+    "Portable",
+    "Scorer",
+    "Source",
+    "System",
+    "encode",
+    "known_systems",
+    "load",
+    "plan",
+    "text_files",
+]

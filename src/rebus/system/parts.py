@@ -5,12 +5,15 @@ Understanding, drawing, editing and interleaved chat are all the same verb on di
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import PIL.Image
 import torch
 
+from rebus.checkpoint import SavedSystem
 from rebus.document import Box, Document, Image, Message, Part
 from rebus.errors import RebusError
 from rebus.generate import Decoder
@@ -38,6 +41,9 @@ class System:
     detokenizer: Detokenizer | None = None
     """absent: images stay tokens"""
     name: str = ""
+    """`PAPER:VARIANT`, as it was loaded"""
+    config: Any = None
+    """what it was built from, as `load` knows it"""
 
     def stream(
         self,
@@ -152,6 +158,43 @@ class System:
         for (r, p), image in zip(where, (d for d in drawn if isinstance(d, Image)), strict=True):
             replies[r][p] = image
         return [Message("assistant", joined(reply)) for reply in replies]
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        report: str | os.PathLike[str] | None = None,
+        licence: str = "other",
+        dtype: torch.dtype | None = None,
+        overwrite: bool = False,
+    ) -> SavedSystem:
+        """Writes a folder that stands alone and that `load(folder)` reads, whole or not at all: safetensors of every part
+        with adapters folded in, config, text tokenizer, and a model card. `report` is a folder that `rebus eval` wrote,
+        whose figures and picture sheets go into the card; `licence` is the card's; `dtype` is what numbers are stored as
+        (None: as they are held).
+
+        Raises RebusError if there is something at `folder` and not `overwrite`, for a system that was loaded without its
+        tokenizer or language model or that `load` did not make, and for weights held in int8.
+        """
+        from rebus.system.loading import paper_module  # it imports this module
+        from rebus.system.pretrained import save_pretrained
+
+        paper, portable = paper_module(self.name, "portable", "cannot be saved to stand alone")
+        if self.config is None:
+            raise RebusError(
+                f"This system has no config that could be written beside its weights; its name is {self.name!r}. "
+                "Only what `load` returned can be saved."
+            )
+        return save_pretrained(
+            self,
+            folder,
+            portable.portable,
+            paper.__doc__ or "",
+            report=report,
+            licence=licence,
+            dtype=dtype,
+            overwrite=overwrite,
+        )
 
     # ------------------------------------------------------------------------------------------ the steps, for servers
 

@@ -25,6 +25,7 @@ from rebus.apps.chat import Chat
 from rebus.apps.convert import convert, export
 from rebus.apps.data import data
 from rebus.apps.device import choose_device
+from rebus.apps.doctor import doctor
 from rebus.apps.edit import edit
 from rebus.apps.files import codes_json, read_codes, save_codes
 from rebus.apps.guard import guarded
@@ -43,6 +44,7 @@ from rebus.apps.options import (
 )
 from rebus.apps.packing import pack, unpack
 from rebus.apps.patches import Tokens, give_tokens, kept_over
+from rebus.apps.plan import plan_system
 from rebus.apps.safety import Safety, check_drawings
 from rebus.apps.terminal import keep_in, show
 from rebus.data.wording import STYLES
@@ -286,6 +288,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "eval": measure,
     "study": study,
+    "plan": plan_system,
+    "doctor": doctor,
     "version": version,
 }
 

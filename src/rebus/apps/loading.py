@@ -58,11 +58,17 @@ def load_system(
     chosen = choose_device(device)
     with saying(f"loading {name}", console):
         from rebus import system  # takes seconds
+        from rebus.system.pretrained import located
 
+        found = located(name, list(system.known_systems()))
     config = next((config for known, config in variants() if known == name), None)
     if config is not None and weights is None:
         needs_no_weights(name, config)
-    fetch_base(config, console)
+    if found is not None:
+        name, weights, base = found.name, weights or found.folder, found.config.get("language", {}).get("base")
+    else:
+        base = getattr(getattr(config, "language", None), "base", None)
+    fetch_base(base, console)
     with saying(f"loading {name}", console):
         return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
 
@@ -76,12 +82,11 @@ def needs_no_weights(name: str, config: Any) -> None:
         )
 
 
-def fetch_base(config: Any, console: Console) -> None:
-    """Fetches the base language model of a mini, the first time, with a bar. Anything else `load` sees to."""
+def fetch_base(base: Any, console: Console) -> None:
+    """Fetches the base language model of a mini, the first time, with a bar. Any other `load` sees to."""
     from rebus.mini.llm import BASE_LLM, base_llm
     from rebus.packages import user_cache
 
-    base = getattr(getattr(config, "language", None), "base", None)
     if base == BASE_LLM and not (user_cache() / BASE_LLM).exists():
         console.print(f"The base language model {BASE_LLM} is fetched once (about 100 MB).")
         with Bar(console) as bar:

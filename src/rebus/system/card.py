@@ -28,7 +28,7 @@ def model_card(
     head += [f"- {paper}", *(f"- arxiv:{number}" for number in ARXIV.findall(about)), "---"]
     total = sum(parameters.values())
     lines = [*head, "", f"# {name}", "", *"\n\n".join(about.strip().split("\n\n")[:2]).splitlines(), ""]
-    lines += [ "```python", "from rebus import load", "", 'system = load("path/of/this/folder")', "```", ""]
+    lines += ["```python", "from rebus import load", "", 'system = load("path/of/this/folder")', "```", ""]
     lines += ["| part | parameters |", "|---|---|"]
     lines += [f"| {part} | {count:,} |" for part, count in parameters.items()]
     lines += [f"| all | {total:,} |", "", "## Figures", ""]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rebus.system.loading import paper_module, papers_config
 
+
 @dataclass(frozen=True)
 class Source:
     """Something that has to be fetched for a system."""

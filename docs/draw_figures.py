@@ -22,7 +22,7 @@ from rebus.system import System, encode
 from rebus.visual import Codes, ImageSampling, Progress
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  after the backend is chosen
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -144,7 +144,9 @@ def any_resolution() -> None:
     show(axes[0], tall, f"{tall.width} x {tall.height}")
     for axis, view, (x, y) in zip(axes[1:], made, views.positions(grid).tolist(), strict=True):
         show(axis, view, f"at ({x:.2f}, {y:.2f})")
-    figure.suptitle(f"grid of {grid[0]} x {grid[1]} tiles and the whole: {len(made)} views, 64 vectors each", fontsize=9, y=1.08)
+    figure.suptitle(
+        f"grid of {grid[0]} x {grid[1]} tiles and the whole: {len(made)} views, 64 vectors each", fontsize=9, y=1.08
+    )
     save(figure, "concept-views")
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import PIL.Image
 import pytest
 import torch
+from examples.mosaic.build import VARIANTS
 from safetensors.torch import load_file
 
-from examples.mosaic.build import VARIANTS
 from rebus.apps.cli import main
 from rebus.apps.training import find_stage
 from rebus.checkpoint import SavedSystem, config_to_json, save_system
@@ -35,6 +35,7 @@ def quarters():
 def test_codes_are_colours():
     from examples.mosaic.detokenizer import MosaicDetokenizer
     from examples.mosaic.tokenizer import MosaicTokenizer
+
     from rebus.visual import ImageSampling
 
     tokenizer = MosaicTokenizer(4, 4, "mosaic")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from examples.mosaic.detokenizer import MosaicDetokenizer
 from examples.mosaic.grammar import MosaicGrammar
 from examples.mosaic.tokenizer import MosaicTokenizer
+
 from rebus.checkpoint import load_module, load_system
 from rebus.lm import InterleavedLM
 from rebus.mini.llm import BASE_LLM, read_base

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import PIL.Image
 import torch
 from einops import rearrange
+from examples.mosaic.tokenizer import MosaicTokenizer
 from torch import nn
 
-from examples.mosaic.tokenizer import MosaicTokenizer
 from rebus.errors import RebusError
 from rebus.images import to_pil
 from rebus.visual import Codes, ImageSampling, Progress, VisualTokens

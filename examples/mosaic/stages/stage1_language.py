@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from examples.mosaic.build import VARIANTS, MosaicConfig, build
 from torch import nn
 
-from examples.mosaic.build import VARIANTS, MosaicConfig, build
 from rebus.data.loader import Loader
 from rebus.document import Document, Image, assistant, user
 from rebus.images import open_image

@@ -6,11 +6,13 @@ There is no network here, so tiny models with random weights stand in for the mi
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -31,16 +33,25 @@ import rebus.system
 from rebus.apps import cli, loading
 
 LOAD = rebus.system.load
+SOURCE = ROOT / "src/rebus"
 
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
-    """What a reader has at hand: an empty folder with a picture and a report, and models that are there."""
+    """What a reader has at hand: a folder with a picture, a report and a little data, and models that are there."""
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(ROOT / "examples/red-apple-noto.png", tmp_path / "photo.png")
     report = tmp_path / "rebus-eval/seed-mini-val"
     report.mkdir(parents=True)
     (report / "report.json").write_text(json.dumps({"recipe": {}, "figures": []}))
+
+    talk = {"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}]}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(talk) + "\n")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "a.txt").write_text("a red apple")
+    with tarfile.open(tmp_path / "shards/0.tar", "w") as shard:
+        shard.add(tmp_path / "photo.png", "a.png")
+        shard.add(tmp_path / "a.txt", "a.txt")
 
     def load(name, **options):
         return LOAD(str(name).replace(":mini", ":tiny"), **options)
@@ -79,6 +90,16 @@ def test_what_a_page_shows_works(page, reader):
                 json.loads(block.text)
             case language:
                 assert language in SHOWN, f"{block.place}: a block of {language!r} that no test knows how to check"
+
+
+def test_the_commands_of_stages_and_studies_are_options_that_exist(reader):
+    files = [*SOURCE.glob("papers/*/stages/*.py"), *SOURCE.glob("mini/*.py"), *SOURCE.glob("studies/*.py")]
+    said = {file: ast.get_docstring(ast.parse(file.read_text())) or "" for file in files}
+    commands = [(file, line.strip()) for file, doc in said.items() for line in doc.splitlines()]
+    commands = [(file, line) for file, line in commands if line.startswith("rebus ")]
+    assert len(commands) > 20
+    for file, line in commands:
+        check_command(Block(file, 1, "sh", line, None), line.split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

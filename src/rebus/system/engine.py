@@ -67,7 +67,7 @@ class Engine:
     @property
     def busy_rows(self) -> int:
         """Rows that replies hold."""
-        return sum(job.rows for job in self.running.values())
+        return sum(job.rows for job in list(self.running.values()))
 
     def join(self, job: Job) -> None:
         """Let a job wait for rows; nothing is computed before the next step."""

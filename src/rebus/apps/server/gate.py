@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rebus.apps.server.errors import BROKEN, ApiError, too_slow
+from rebus.apps.server.errors import ApiError, broken, too_slow
 from rebus.apps.server.metrics import Meters
 from rebus.apps.server.outgoing import DEADLINE
 from rebus.apps.server.settings import ServerConfig
@@ -57,7 +57,7 @@ class Gate:
         except Exception as error:  # the last place where it can become an answer
             self._meters.faults.inc()
             log.error("a fault in %s", scope["path"], exc_info=error)
-            answer = BROKEN.response()
+            answer = broken().response()
         if answer is not None and not started:
             answer.headers.setdefault("Connection", "close")  # what the client may still be sending is not read
             await answer(scope, receive, noting)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rebus.apps.server.errors import BROKEN, ApiError, too_slow
+from rebus.apps.server.errors import ApiError, broken, too_slow
 from rebus.apps.server.settings import ServerConfig
 from rebus.visual import Progress
 
@@ -158,7 +158,7 @@ class EventStream(Response):
             await _send(send, _lines(error.body, "error"))
         except Exception as error:  # the status is sent: all that is left is to say so in the stream
             self._fault(error)
-            await _send(send, _lines(BROKEN.body, "error"))
+            await _send(send, _lines(broken().body, "error"))
         await _send(send, b"data: [DONE]\n\n" if self._done else b"", more=False)
 
     async def _send_frames(self, send: Send) -> None:

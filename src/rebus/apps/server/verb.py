@@ -58,8 +58,8 @@ def serve(
     try:
         import fastapi  # noqa: F401
         import httpcore  # noqa: F401
-        import multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise RebusError(

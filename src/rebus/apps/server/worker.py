@@ -23,7 +23,7 @@ import PIL.Image
 import torch
 
 from rebus.apps.server.artist import Artist, Drawing
-from rebus.apps.server.errors import ApiError, refusal
+from rebus.apps.server.errors import ApiError, broken, refusal
 from rebus.apps.server.metrics import Meters
 from rebus.apps.server.settings import ServerConfig
 from rebus.document import Box, Document, Image
@@ -144,8 +144,9 @@ async def _drawn(coming: asyncio.Queue[Any]) -> AsyncIterator[Progress | Image]:
             return
 
 
-def _told(error: Exception) -> Exception:
-    return refusal(error) if isinstance(error, RebusError) else error
+def _told(error: Exception) -> ApiError:
+    """The error for a client; a fault was logged in the thread where it happened."""
+    return refusal(error) if isinstance(error, RebusError) else broken()
 
 
 class Worker:

@@ -47,7 +47,7 @@ def chat_routes(models: Models) -> APIRouter:
 
 async def _ask(models: Models, asked: ChatRequest, seed: int) -> list[Answer]:
     most = asked.max_completion_tokens or asked.max_tokens
-    sampling = asked.sampling(models.config, max_tokens=most, stop=asked.stops)
+    sampling = asked.sampling(models.config, max_tokens=most, min_tokens=asked.min_tokens, stop=asked.stops)
     models.system(asked.model)
 
     async def prepare() -> Order:

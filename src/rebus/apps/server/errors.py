@@ -89,7 +89,9 @@ def too_slow(seconds: float) -> ApiError:
 
 def broken() -> ApiError:
     """A fault of our own; what it was is for the log alone."""
-    return ApiError(500, "The server made a mistake while it answered. It was logged; ask again.", code="internal_error")
+    return ApiError(
+        500, "The server made a mistake while it answered. It was logged; ask again.", code="internal_error"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ handlers

@@ -101,6 +101,8 @@ async def fetch(url: str, *, most_bytes: int, seconds: float, allowed: Allowed =
 
 async def _get(pool: httpcore.AsyncConnectionPool, url: str, most: int) -> tuple[bytes, str | None]:
     """The body, or where else it is."""
+    if not url.isascii():
+        raise _not_fetched("its address has letters that addresses spell otherwise (%C3%A9 for é, xn--… in names)")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
         raise _not_fetched("only http and https addresses without a user name are")

@@ -41,9 +41,12 @@ class Gate:
             return
         status, begun, started = 500, time.monotonic(), False
         scope[DEADLINE] = asyncio.get_running_loop().time() + self._config.seconds
+        refused: list[ApiError] = []
 
         async def noting(message: Message) -> None:
             nonlocal status, started
+            if refused and not started:
+                return  # what the route makes of half a body is not said
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
             await send(message)
@@ -51,13 +54,16 @@ class Gate:
         answer: Response | None = None
         try:
             self._check(scope)
-            await self._app(scope, self._counted(scope, receive), noting)
+            await self._app(scope, self._counted(scope, receive, refused), noting)
         except ApiError as error:
             answer = error.response()
         except Exception as error:  # the last place where it can become an answer
-            self._meters.faults.inc()
-            log.error("a fault in %s", scope["path"], exc_info=error)
-            answer = broken().response()
+            if not refused:
+                self._meters.faults.inc()
+                log.error("a fault in %s", scope["path"], exc_info=error)
+                answer = broken().response()
+        if refused:
+            answer = refused.pop().response()
         if answer is not None and not started:
             answer.headers.setdefault("Connection", "close")  # what the client may still be sending is not read
             await answer(scope, receive, noting)
@@ -103,8 +109,8 @@ class Gate:
             code="request_too_large",
         )
 
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """The request's body, until it is too large or too slow."""
+    def _counted(self, scope: Scope, receive: Receive, refused: list[ApiError]) -> Receive:
+        """The request's body, until it is too large or too slow, which is then noted in `refused`."""
         size, whole = 0, False
 
         async def counted() -> Message:
@@ -115,10 +121,12 @@ class Gate:
                 async with asyncio.timeout_at(scope[DEADLINE]):
                     message = await receive()
             except TimeoutError:
-                raise too_slow(self._config.seconds) from None
+                refused.append(too_slow(self._config.seconds))
+                raise refused[-1] from None
             size += len(message.get("body", b""))
             if size > self._config.body_bytes:
-                raise self._too_large()
+                refused.append(self._too_large())
+                raise refused[-1]
             whole = message["type"] != "http.request" or not message.get("more_body", False)
             return message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rebus.apps.server.settings import ServerConfig
 from rebus.sampling import Sampling
@@ -30,6 +30,27 @@ class Lenient(BaseModel):
     """An object whose further fields are not used."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Body(Strict):
+    """A whole request. Its strings are text: JSON can also write halves of characters, which no text holds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, sent: Any) -> Any:
+        left = [sent]
+        while left:
+            one = left.pop()
+            if isinstance(one, dict):
+                left += [*one, *one.values()]
+            elif isinstance(one, list):
+                left += one
+            elif isinstance(one, str):
+                try:
+                    one.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("a string of it holds half a character (a lone surrogate)") from None
+        return sent
 
 
 # ------------------------------------------------------------------------------------------------ messages
@@ -113,7 +134,7 @@ class Drawing(Strict):
         return ImageSampling(self.steps, self.guidance, self.image_guidance, self.noise_level, self.size)
 
 
-class Settings(Strict):
+class Settings(Body):
     """What every kind of reply can be asked to be like."""
 
     model: Id
@@ -140,11 +161,14 @@ class Settings(Strict):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
 
-    def sampling(self, config: ServerConfig, *, max_tokens: int | None, stop: tuple[str, ...] = ()) -> Sampling:
+    def sampling(
+        self, config: ServerConfig, *, max_tokens: int | None, min_tokens: int = 0, stop: tuple[str, ...] = ()
+    ) -> Sampling:
         """The library's settings, with the server's where the request does not say."""
         temperature = config.temperature if self.temperature is None else self.temperature
         return Sampling(
             max_new_tokens=min(max_tokens or config.max_tokens, config.context),
+            min_new_tokens=min_tokens,
             temperature=_warm(temperature),
             top_p=self.top_p or 1.0,
             top_k=self.top_k,
@@ -182,6 +206,7 @@ class ChatRequest(Settings):
     modalities: list[Literal["text", "image"]] = Field(default=["text"], min_length=1, max_length=2)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int = Field(default=0, ge=0, description="fewest words before a reply may end")
     n: Count = 1
     stop: Stop | list[Stop] | None = Field(default=None)
     stream: bool | None = False
@@ -215,7 +240,7 @@ class ChatRequest(Settings):
 # ------------------------------------------------------------------------------------------------ pictures as codes
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(Body):
     """Pictures that become codes."""
 
     model: Id
@@ -230,7 +255,7 @@ class CodesItem(Lenient):
     codes: list[Code] = Field(min_length=1, max_length=4096)
 
 
-class DetokenizeRequest(Strict):
+class DetokenizeRequest(Body):
     """Codes that become pictures."""
 
     model: Id

@@ -51,6 +51,7 @@ def load_system(
     console: Console,
     *,
     weights: Path | None = None,
+    adapter: Path | None = None,
     device: str = "auto",
     parts: Sequence[str] = ("tokenizer", "lm", "detokenizer"),
 ) -> Any:
@@ -70,7 +71,8 @@ def load_system(
         base = getattr(getattr(config, "language", None), "base", None)
     fetch_base(base, console)
     with saying(f"loading {name}", console):
-        return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
+        options: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), **options)
 
 
 def needs_no_weights(name: str, config: Any) -> None:

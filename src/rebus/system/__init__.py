@@ -2,6 +2,7 @@
 
 from rebus.system.dice import Dice
 from rebus.system.encoding import encode
+from rebus.system.engine import Engine, Job, Said
 from rebus.system.loading import PARTS, known_systems, load
 from rebus.system.parts import Scorer, System
 from rebus.system.plan import Plan, Source, plan
@@ -10,8 +11,11 @@ from rebus.system.pretrained import Portable, text_files
 __all__ = [
     "PARTS",
     "Dice",
+    "Engine",
+    "Job",
     "Plan",
     "Portable",
+    "Said",
     "Scorer",
     "Source",
     "System",

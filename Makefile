@@ -3,6 +3,7 @@
 #   make demo    a conversation with a trained model, in the terminal and as demo/index.html
 #   make test    the tests
 #   make lint    style, formatting and types
+#   make docs    the documentation, in site/
 #   make venv    only the environment, in .venv
 #
 # Another Python: make PYTHON=python3.12. More for pip, such as an index of your own: make PIP_FLAGS='--index-url …'.
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint
+.PHONY: help venv demo test lint docs
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,3 +40,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html"

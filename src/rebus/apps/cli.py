@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -25,6 +24,7 @@ from rebus.apps.chat import Chat
 from rebus.apps.convert import convert, export
 from rebus.apps.data import data
 from rebus.apps.device import choose_device
+from rebus.apps.doctor import doctor
 from rebus.apps.edit import edit
 from rebus.apps.files import codes_json, read_codes, save_codes
 from rebus.apps.guard import guarded
@@ -44,9 +44,11 @@ from rebus.apps.options import (
 )
 from rebus.apps.packing import pack, unpack
 from rebus.apps.patches import Tokens, give_tokens, kept_over
+from rebus.apps.plan import plan_system
 from rebus.apps.safety import Safety, check_drawings
+from rebus.apps.server.verb import serve
 from rebus.apps.terminal import keep_in, show
-from rebus.data.wording import STYLES
+from rebus.apps.wording import drawing_request
 from rebus.document import Document, Image, user
 from rebus.errors import RebusError
 from rebus.images import open_image, save_image
@@ -294,21 +296,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "eval": measure,
     "study": study,
+    "serve": serve,
+    "plan": plan_system,
+    "doctor": doctor,
     "version": version,
 }
-
-
-REQUEST = re.compile(r"(please|can|could|would|i|draw|paint|show|make|create|generate|give)\b", re.IGNORECASE)
-
-
-def drawing_request(text: str, style: str | None) -> str:
-    """What is wished for as one would ask for it: `a red car`, `noto` → `Draw a red car in Noto style.`"""
-    text = text if REQUEST.match(text) else f"Draw {text}"
-    text = text.rstrip(" .")
-    if style:
-        known = {name.lower(): name for name in STYLES.values()}
-        text += f" in {known.get(style.lower(), style)} style"
-    return text if text.endswith(("?", "!")) else text + "."
 
 
 def numbered(file: Path, count: int) -> list[Path]:

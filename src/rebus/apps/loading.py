@@ -51,6 +51,7 @@ def load_system(
     console: Console,
     *,
     weights: Path | None = None,
+    adapter: Path | None = None,
     device: str = "auto",
     parts: Sequence[str] = ("tokenizer", "lm", "detokenizer"),
 ) -> Any:
@@ -58,13 +59,20 @@ def load_system(
     chosen = choose_device(device)
     with saying(f"loading {name}", console):
         from rebus import system  # takes seconds
+        from rebus.system.pretrained import located
 
+        found = located(name, list(system.known_systems()))
     config = next((config for known, config in variants() if known == name), None)
     if config is not None and weights is None:
         needs_no_weights(name, config)
-    fetch_base(config, console)
+    if found is not None:
+        name, weights, base = found.name, weights or found.folder, found.config.get("language", {}).get("base")
+    else:
+        base = getattr(getattr(config, "language", None), "base", None)
+    fetch_base(base, console)
     with saying(f"loading {name}", console):
-        return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
+        options: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), **options)
 
 
 def needs_no_weights(name: str, config: Any) -> None:
@@ -76,12 +84,11 @@ def needs_no_weights(name: str, config: Any) -> None:
         )
 
 
-def fetch_base(config: Any, console: Console) -> None:
-    """Fetches the base language model of a mini, the first time, with a bar. Anything else `load` sees to."""
+def fetch_base(base: Any, console: Console) -> None:
+    """Fetches the base language model of a mini, the first time, with a bar. Any other `load` sees to."""
     from rebus.mini.llm import BASE_LLM, base_llm
     from rebus.packages import user_cache
 
-    base = getattr(getattr(config, "language", None), "base", None)
     if base == BASE_LLM and not (user_cache() / BASE_LLM).exists():
         console.print(f"The base language model {BASE_LLM} is fetched once (about 100 MB).")
         with Bar(console) as bar:

@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 from rebus.errors import RebusError
 
-System = Annotated[str, arg(metavar="SYSTEM", help="which model: NAME:VARIANT, as `rebus list` shows them")]
+System = Annotated[str, arg(metavar="SYSTEM", help="which model: NAME:VARIANT of `rebus list`, a folder, or a hub id")]
 Weights = Annotated[
     Path | None,
     arg(metavar="FOLDER", help="weights of one's own: a folder that training wrote", help_behavior_hint=""),

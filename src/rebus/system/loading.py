@@ -1,12 +1,14 @@
 """Loading a system by its name: the folders under `papers/` are the registry.
 
 A paper's package has `VARIANTS` (name → config) and `build(config, weights, parts, device, dtype) -> System`; where it
-has official behaviour to switch on, `official(config)`; where it has adapters, `adapt(system, folder)`.
+has official behaviour to switch on, `official(config)`; where it has adapters, `adapt(system, folder)`. Its module
+`portable`, if it has one, says how a system is saved to stand alone, and how large one is.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from rebus.checkpoint import config_from_json, load_system
 from rebus.errors import RebusError
 from rebus.nn.text_model import quantize_int8
 from rebus.system.parts import System
+from rebus.system.pretrained import located
 
 PARTS = ("tokenizer", "lm", "detokenizer")
 PAPERS = Path(__file__).parents[1] / "papers"
@@ -30,16 +33,18 @@ def known_systems() -> dict[str, list[str]]:
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     weights: Path | str | None = None,
+    revision: str | None = None,
     adapter: Path | str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     parts: Sequence[str] = PARTS,
     official: bool = False,
 ) -> System:
-    """A system by name: `"seed:mini"`, or `"mylab.emu:tiny"` for a package of one's own.
+    """A system by name: `"seed:mini"`, or `"mylab.emu:tiny"` for a package of one's own; or a folder that holds one, or the
+    hub id of such a folder (`"owner/name"`, fetched once; `revision` is its branch, tag or commit).
 
     `weights` is a folder written by `rebus convert` or by training; its config is read from it. Without it a variant
     that has embedded weights takes those. `parts` leaves out what is not needed. `official` switches every deviation of
@@ -49,7 +54,14 @@ def load(
 
     Raises RebusError for an unknown name or part, weights of another paper or variant, and all that building raises.
     """
-    paper_name, _, variant = name.partition(":")
+    found = located(name, _papers(), revision)
+    if found is not None:
+        if weights is not None:
+            raise RebusError(
+                f"{os.fspath(name)} holds weights of its own, but `weights` names {weights} as well. Give one of the two."
+            )
+        name, weights = found.name, found.folder
+    paper_name, _, variant = os.fspath(name).partition(":")
     paper = _paper(paper_name)
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -66,10 +78,30 @@ def load(
         system.lm.llm.fold_lora()
         if dtype is torch.int8:
             quantize_int8(system.lm.llm)
-    system.name = f"{paper_name}:{variant}"
+    system.name, system.config = f"{paper_name}:{variant}", config
     if adapter is not None:
         _ability(paper, paper_name, "adapt", "has no adapters")(system, Path(adapter))
     return system
+
+
+def papers_config(name: str) -> tuple[ModuleType, Any, str]:
+    """The package, the config and the variant that a plain name means. Raises RebusError for an unknown one."""
+    paper_name, _, variant = name.partition(":")
+    paper = _paper(paper_name)
+    config, variant = _config(paper, paper_name, variant, None)
+    return paper, config, variant
+
+
+def paper_module(name: str, module: str, lacking: str) -> tuple[ModuleType, ModuleType]:
+    """The package of the system `name`, and its module `module`. Raises RebusError where it has none: `name` `lacking`."""
+    paper = _paper(name.partition(":")[0])
+    dotted = f"{paper.__name__}.{module}"
+    try:
+        return paper, importlib.import_module(dotted)
+    except ModuleNotFoundError as error:
+        if error.name != dotted:
+            raise
+        raise RebusError(f"{name} {lacking}: {paper.__name__} has no module {module!r}. Write one.") from None
 
 
 def _papers() -> list[str]:

@@ -24,6 +24,7 @@ from rebus.papers.seed_x.projectors import SeedXInputProjector, SeedXOutputProje
 from rebus.papers.seed_x.published_decoder import SdxlDetokenizer
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
 from rebus.papers.seed_x.variants import SeedXConfig
+from rebus.papers.seed_x.vision import VisionConfig
 from rebus.system import System
 
 Drawer = SdxlDetokenizer | SeedXDetokenizer
@@ -104,7 +105,8 @@ def read_tokenizer_part(
     layers = [] if shared is None else [named(shared.tensors("vision"), "vit.", TRUNK)]
     if "tokenizer" in saved.files:  # one that is the shared vision encoder has no tensors of its own
         layers.append(saved.tensors("tokenizer"))
-    load_module(tokenizer, *layers, dtype=dtype if isinstance(config.language, MergedLanguageConfig) else torch.float32)
+    released = isinstance(config.language, MergedLanguageConfig) and isinstance(config.tokenizer.vision, VisionConfig)
+    load_module(tokenizer, *layers, dtype=dtype if released else torch.float32)
     return tokenizer
 
 

@@ -8,7 +8,7 @@ The mini begins the rows of codes from the words that describe the pictures in w
 the whole model, and learns replies alone: with ten thousand documents nothing else would be learned.
 
     rebus train lavit.stage2_language --config mini --work state
-    rebus train lavit.stage2_language --config paper --data sets.json --tokenizer weights/lavit --base llama-7b
+    rebus train lavit.stage2_language --config paper --work state --data sets.json --tokenizer lavit --base llama
 
 With `--data`, a JSON file that says where each set of the table in `language_training.py` lies, it is trained on these.
 

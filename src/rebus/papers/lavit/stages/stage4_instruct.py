@@ -4,7 +4,7 @@ Video-LaVIT's (2402.03161), whose loss falls on replies alone and whose images g
 Goes on from stage 2. The mini learns to chat, in the template that its base model was published with.
 
     rebus train lavit.stage4_instruct --config mini --work state
-    rebus train lavit.stage4_instruct --config paper --data sets.json --tokenizer weights/lavit --base llama-7b
+    rebus train lavit.stage4_instruct --config paper --work state --data sets.json --tokenizer lavit --base llama
 
 With `--data`, a JSON file that says where LLaVA's instructions lie, it is trained on these.
 

@@ -9,7 +9,7 @@ rows are one linear layer of the codebook, that layer begins as the one that com
 
     rebus train seed.stage3_pretrain --config mini --work state
     rebus train seed.stage3_pretrain --config v1-mini --work state/v1 --out state/v1/seed.stage3_pretrain
-    rebus train seed.stage3_pretrain --config paper --data sets.json --tokenizer weights/seed --base vicuna
+    rebus train seed.stage3_pretrain --config paper --work state --data sets.json --tokenizer weights/seed --base vicuna
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these.
 

@@ -4,7 +4,7 @@ LoRA on the model of stage 3, loss on the replies alone. The paper: 18 sets of i
 The mini goes on with stage 3's adapters, in the chat template that its base model was published with.
 
     rebus train seed.stage4_instruct --config mini --work state
-    rebus train seed.stage4_instruct --config paper --data sets.json --tokenizer weights/seed --base vicuna
+    rebus train seed.stage4_instruct --config paper --work state --data sets.json --tokenizer weights/seed --base vicuna
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these: stage 3's
 model, merged and where that was done tuned in full, with new adapters.

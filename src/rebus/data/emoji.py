@@ -16,7 +16,7 @@ from rebus.data.emoji_chats import album, chat, two_pictures
 from rebus.data.emoji_pointing import scene_boxes, small_thing, what_there, where
 from rebus.data.emoji_scenes import scene_caption, scene_describe, scene_draw, scene_question, scene_request
 from rebus.data.emoji_stories import story, story_turns
-from rebus.data.emoji_words import read_words, slide, slide_layout
+from rebus.data.emoji_words import facts, read_words, slide, slide_layout
 from rebus.data.phrases import say, sentence
 from rebus.data.pictures import Pictures
 from rebus.data.selection import Selection
@@ -127,6 +127,7 @@ KINDS: dict[str, Kind] = {
     "what_there": what_there,
     "small_thing": small_thing,
     "read_words": read_words,
+    "facts": facts,
     "story": story,
     "story_turns": story_turns,
     "slide": slide,

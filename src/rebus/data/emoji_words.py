@@ -12,7 +12,7 @@ import PIL.ImageDraw
 from rebus.data import phrases as p
 from rebus.data.backdrops import COLOURS, SIDE, Backdrop
 from rebus.data.lettering import font, letter, vocabulary
-from rebus.data.phrases import say
+from rebus.data.phrases import say, sentence
 from rebus.data.scenes import Placed, Scene, exact_box, render
 from rebus.data.selection import Selection
 from rebus.data.wording import GROUPS, article
@@ -104,3 +104,12 @@ def slide_layout(selection: Selection, rng: Random, size: int) -> Document:
         return Document((user(Image(made.image), say(p.READ_SLIDE, rng)), assistant(*made.layout)))
     asked = say(p.ASK_SLIDE_LAYOUT, rng, title=made.title, things=made.things)
     return Document((user(asked), assistant(*made.layout)))
+
+
+def facts(selection: Selection, rng: Random, size: int) -> Document:
+    """Words without any picture: what belongs together."""
+    row = selection.pick(rng)
+    words = selection.keywords(row, rng)
+    group = GROUPS[selection.pictures.group[row]]
+    text = f"{sentence(selection.name(row))} belongs to {group}."
+    return Document((assistant(text + (f" Related words are {', '.join(words)}." if words else "")),))

@@ -69,6 +69,7 @@ def build(
         lm=lm.eval() if lm.llm.device.type == "meta" else lm.to(device).eval(),
         tokenizer=tokenizer.to(device).eval() if tokenizer is not None and "tokenizer" in parts else None,
         detokenizer=None if detokenizer is None else detokenizer.to(device).eval(),
+        folder=None if saved is None else saved.folder,
     )
 
 

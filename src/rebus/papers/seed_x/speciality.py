@@ -110,7 +110,8 @@ def adapt(system: System, adapter: Path | str) -> System:
         if speciality.decoder == "first" and edits:
             detokenizer = Sourceless(detokenizer)
     lm = system.lm
-    if lm.llm.device.type != "meta":
+    # one that was not asked for has no weights, or its base's LoRA still beside them, which loading for use folds in
+    if lm.llm.device.type != "meta" and not any(".lora_" in name for name, _ in lm.named_parameters()):
         lm = shared(lm)
         if speciality.lora is not None:
             begin_lora(lm, speciality.lora)

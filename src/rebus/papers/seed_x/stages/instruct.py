@@ -79,6 +79,8 @@ class Config:
     """Whether the words before a drawing are learned in sets of drawings; the published loader does not learn them."""
     remember: int = 0
     """Pictures whose features are kept in memory."""
+    measured: int = 16
+    """Embedded data only: documents of each kind that are measured."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format of what is frozen of the base model. All that learns is float32 in both."""
     lr: float = 1e-4
@@ -145,7 +147,7 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
             for split in ("train", "val"):
                 for kind in mix:
                     some = embedded.documents(pictures, lines, split, 1, {kind: 1.0})
-                    yield from figures(module, f"{split}/{kind}", [some[i] for i in range(16)])
+                    yield from figures(module, f"{split}/{kind}", [some[i] for i in range(config.measured)])
 
         evals = [evaluate]
     return Stage(

@@ -76,6 +76,8 @@ class Config:
     read off the picture."""
     remember: int = 0
     """Pictures whose features are kept in memory."""
+    measured: int = 32
+    """Embedded data only: documents of each kind that are measured."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format of what is frozen of the base model. All that learns is float32 in both."""
     lr: float = 1e-4
@@ -154,7 +156,7 @@ def stage(
             for split in ("train", "val"):
                 for kind in ("caption", "draw", "scene_boxes"):
                     some = embedded.documents(pictures, lines, split, 1, {kind: 1.0})
-                    yield from figures(module, f"{split}/{kind}", [some[i] for i in range(32)])
+                    yield from figures(module, f"{split}/{kind}", [some[i] for i in range(config.measured)])
 
         evals = [evaluate]
     return Stage(

@@ -53,8 +53,11 @@ def load_system(
     weights: Path | None = None,
     device: str = "auto",
     parts: Sequence[str] = ("tokenizer", "lm", "detokenizer"),
+    adapter: str | None = None,
+    usual: str = "",
 ) -> Any:
-    """`rebus.system.load` on a device, with the terminal saying so. Raises RebusError for an unknown name."""
+    """`rebus.system.load` on a device, with the terminal saying so. `adapter` None takes the speciality `usual` where the
+    weights have it, and `none` takes none. Raises RebusError for an unknown name."""
     chosen = choose_device(device)
     with saying(f"loading {name}", console):
         from rebus import system  # takes seconds
@@ -63,8 +66,18 @@ def load_system(
     if config is not None and weights is None:
         needs_no_weights(name, config)
     fetch_base(config, console)
+    if adapter is None and usual in adapters(name, weights):
+        adapter = usual
+    named = None if adapter == "none" else adapter
     with saying(f"loading {name}", console):
-        return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), adapter=named)
+
+
+def adapters(name: str, weights: Path | None = None) -> list[str]:
+    """The specialities beside the weights of a system. Raises RebusError for an unknown name."""
+    from rebus.system import known_adapters
+
+    return known_adapters(name, weights)
 
 
 def needs_no_weights(name: str, config: Any) -> None:

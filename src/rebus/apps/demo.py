@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import PIL.Image
 import torch
 import tyro
 from rich.console import Console
@@ -19,12 +20,14 @@ from rich.text import Text
 from rebus.apps.boxes import with_boxes
 from rebus.apps.files import write_whole
 from rebus.apps.guard import guarded
-from rebus.apps.loading import adapters, load_system
+from rebus.apps.loading import adapters, load_system, variants, where_weights
 from rebus.apps.page import render
+from rebus.apps.patches import kept_over
 from rebus.apps.terminal import picture, show
 from rebus.document import Box, Document, Image, Message, user
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
+from rebus.system import reply
 from rebus.system.parts import last_picture
 
 
@@ -67,9 +70,19 @@ SPECIAL = (
     Turn("Add a star in the top left corner.", answer="image", adapter="edit"),
 )
 """What is said besides to a model that has the specialities chat and edit: it points, and edits a picture twice in a row."""
+OTHERS = ("lavit:mini",)
+"""Models that have their say behind the first, where their weights are there."""
+SHORT = (
+    Turn("What is in this picture?", shows="red-apple-noto.png", answer="text"),
+    Turn("Draw a snowman in Noto style.", answer="image", anew=True),
+)
+"""What they are asked."""
 
 SAMPLING = Sampling(max_new_tokens=256, guidance=1.5)
 """Greedy, with a little guidance, which gives drawings more of their shape."""
+
+DRAWING = replace(SAMPLING, temperature=0.8, best_of=8)
+"""Where only a picture is asked for: of several the one that the model itself recognises best."""
 
 
 def converse(
@@ -78,12 +91,13 @@ def converse(
     examples: Path,
     pictures: Path,
     console: Console,
-    sampling: Any,
+    talking: Sampling,
+    drawing: Sampling,
     specialities: Mapping[str, Any] | None = None,
 ) -> list[Document]:
     """Plays the script with a System, or with that of a turn's speciality where there is one, showing it as it goes; returns
-    the conversations. What a reply points at is drawn into the picture, behind the reply, where a conversation ends with it.
-    """
+    the conversations. `talking` is how replies are sampled, `drawing` how those that are a picture. What a reply points at is
+    drawn into the picture, behind the reply, where a conversation ends with it."""
     conversations: list[Document] = []
     numbers = itertools.count(1)
     for number, turn in enumerate(script):
@@ -94,6 +108,7 @@ def converse(
             pixels = open_image(examples / turn.shows)
             console.print(picture(pixels, console), end="")
             console.print(Text(str(examples / turn.shows), "dim"))
+            show_kept(system, pixels, pictures, console)
             message = user(Image(pixels), *question)
         else:
             message = user(*question)
@@ -101,7 +116,8 @@ def converse(
         asked = conversations[-1].add(message)
         generator = torch.Generator().manual_seed(turn.seed)
         answering = (specialities or {}).get(turn.adapter, system)
-        stream = answering.stream(asked, modality=turn.answer, sampling=sampling, generator=generator)
+        sampling = drawing if turn.answer == "image" else talking
+        stream = reply(answering, asked, modality=turn.answer, sampling=sampling, generator=generator)
         parts = show(stream, console, lambda image: save_image(image, pictures / f"drawing-{next(numbers)}.png"))
         boxes = [part for part in parts if isinstance(part, Box)]
         ends = number + 1 == len(script) or script[number + 1].anew
@@ -114,16 +130,37 @@ def converse(
     return conversations
 
 
+def show_kept(system: Any, pixels: PIL.Image.Image, folder: Path, console: Console) -> None:
+    """Of a system that chooses patches: the picture with those that it keeps, also as a file."""
+    if not hasattr(system.tokenizer, "choose"):
+        return
+    (seen,) = system.tokenizer.encode([Image(pixels)], {"understanding"}, generators=[torch.Generator().manual_seed(0)])
+    mask, keep_N = kept_over(seen, system.name), seen.understood.keep_N
+    console.print(picture(mask, console), end="")
+    saved = save_image(mask, folder / f"kept-{len(list(folder.glob('kept-*'))) + 1}.png")
+    console.print(Text(f"{int(keep_N.sum())} of {len(keep_N)} patches are kept: {saved}", "dim"))
+
+
+def there(names: Sequence[str]) -> list[str]:
+    """The models among these whose weights are there."""
+    return [name for name, config in variants() if name in names and where_weights(name, config) != "absent"]
+
+
 def demo(
-    system: str = "seed:mini", examples: Path = Path("examples"), output: Path = Path("demo"), device: str = "auto"
+    system: str = "seed:mini",
+    examples: Path = Path("examples"),
+    output: Path = Path("demo"),
+    device: str = "auto",
+    others: tuple[str, ...] = OTHERS,
 ) -> None:
-    """A scripted conversation with a model.
+    """A scripted conversation with a model, and a short one with each of some others.
 
     Args:
         system: which model: NAME:VARIANT
         examples: the folder of the pictures that are shown to it
         output: the folder for index.html and the pictures that it draws
         device: cpu, cuda, mps, or auto for the best that is there
+        others: models that are asked a little too, where their weights are there
     """
     console, err = Console(highlight=False), Console(stderr=True, highlight=False)
     began = time.perf_counter()
@@ -131,8 +168,15 @@ def demo(
     special = {name: model.with_adapter(name) for name in adapters(system)}
     script = (*SCRIPT, *SPECIAL) if {"chat", "edit"} <= special.keys() else SCRIPT
     loaded = time.perf_counter()
-    conversations = converse(model, script, examples, output / "pictures", console, SAMPLING, special)
+    conversations = converse(model, script, examples, output / "pictures", console, SAMPLING, DRAWING, special)
     talked = time.perf_counter() - loaded
+    for name in there([name for name in others if name != system]):
+        console.print(f"[bold]{name}[/bold]")
+        del model  # one at a time
+        special.clear()
+        model = load_system(name, err, device=device)
+        folder = output / "pictures" / name.replace(":", "-")
+        conversations += converse(model, SHORT, examples, folder, console, SAMPLING, DRAWING)
     about = (
         f"{system} on {device_name(device)}: {len(script)} replies in {talked:.0f} s, exactly as the model gave them."
     )

@@ -12,7 +12,7 @@ import PIL.ImageDraw
 from rebus.data import phrases as p
 from rebus.data.backdrops import COLOURS, SIDE, Backdrop
 from rebus.data.lettering import font, letter, vocabulary
-from rebus.data.phrases import say, sentence
+from rebus.data.phrases import say
 from rebus.data.scenes import Placed, Scene, exact_box, render
 from rebus.data.selection import Selection
 from rebus.data.wording import GROUPS, article
@@ -111,5 +111,5 @@ def facts(selection: Selection, rng: Random, size: int) -> Document:
     row = selection.pick(rng)
     words = selection.keywords(row, rng)
     group = GROUPS[selection.pictures.group[row]]
-    text = f"{sentence(selection.name(row))} belongs to {group}."
-    return Document((assistant(text + (f" Related words are {', '.join(words)}." if words else "")),))
+    text = f"It belongs to {group}." + (f" Related words are {', '.join(words)}." if words else "")
+    return Document((user(f"Say something about {selection.name(row)}. "), assistant(text)))

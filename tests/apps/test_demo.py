@@ -81,3 +81,19 @@ def test_the_terminal_of_a_demo_shows_questions(system, examples, tmp_path):
     console = Console(file=io.StringIO(), width=80)
     demo.converse(system, demo.SCRIPT[:1], examples, tmp_path, console, demo.SAMPLING, demo.SAMPLING)
     assert f"you › {demo.SCRIPT[0].says}" in console.file.getvalue()
+
+
+def test_specialities_answer_their_own_turns_and_what_is_pointed_at_is_drawn(system, examples, tmp_path):
+    script = (
+        demo.Turn("Where?", shows=demo.SCRIPT[0].shows, anew=True),
+        demo.Turn("Bluer.", shows=demo.SCRIPT[0].shows, answer="image", anew=True, adapter="edit"),
+        demo.Turn("Greener.", answer="image", adapter="edit"),
+    )
+    editor = type(system)()
+    console = Console(file=io.StringIO(), width=80)
+    made = demo.converse(system, script, examples, tmp_path, console, demo.SAMPLING, demo.SAMPLING, {"edit": editor})
+    assert [call["modality"] for call in editor.calls] == ["image", "image"] and len(system.calls) == 1
+    framed = made[0].messages[1].images[-1].pixels
+    assert framed.size == (64, 64) and framed.getpixel((32, 0)) != (255, 0, 0) == framed.getpixel((32, 32))
+    assert len(editor.calls[1]["document"].images) == 2  # what the first edit drew is there for the second
+    assert {turn.adapter for turn in demo.SPECIAL} == {"chat", "edit"} and not demo.SPECIAL[-1].anew

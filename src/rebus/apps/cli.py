@@ -20,6 +20,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from rebus.apps import studies, training
+from rebus.apps.boxes import with_boxes
 from rebus.apps.chat import Chat
 from rebus.apps.convert import convert, export
 from rebus.apps.data import data
@@ -30,6 +31,7 @@ from rebus.apps.files import codes_json, read_codes, save_codes
 from rebus.apps.guard import guarded
 from rebus.apps.loading import about, load_system, variants, where_weights
 from rebus.apps.options import (
+    Adapter,
     BestOf,
     Device,
     MaxTokens,
@@ -49,7 +51,7 @@ from rebus.apps.safety import Safety, check_drawings
 from rebus.apps.server.verb import serve
 from rebus.apps.terminal import keep_in, show
 from rebus.apps.wording import drawing_request
-from rebus.document import Document, Image, user
+from rebus.document import Box, Document, Image, user
 from rebus.errors import RebusError
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
@@ -86,11 +88,12 @@ def chat(
     max_tokens: MaxTokens = 256,
     tokens: Tokens = None,
     safety: Safety = None,
+    adapter: Adapter = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Talk with a model in words and pictures."""
-    model = load_system(system, err, weights=weights, device=device)
+    model = load_system(system, err, weights=weights, device=device, adapter=adapter, usual="chat")
     check_drawings(model, safety)
     give_tokens(model, system, tokens)
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
@@ -111,17 +114,32 @@ def see(
     temperature: Temperature = 0.0,
     max_tokens: MaxTokens = 128,
     tokens: Tokens = None,
+    boxes: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="the picture with what was pointed at drawn in it",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = None,
+    adapter: Adapter = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Ask a question about a picture."""
     pixels = open_image(image)
     asked = Document((user(Image(pixels), not_empty(question, "question")),))
-    model = load_system(system, err, weights=weights, device=device, parts=("tokenizer", "lm"))
+    seeing = ("tokenizer", "lm")
+    model = load_system(system, err, weights=weights, device=device, parts=seeing, adapter=adapter, usual="chat")
     give_tokens(model, system, tokens)
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
     generator = torch.Generator().manual_seed(seed)
-    show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path()))
+    said = show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path()))
+    if boxes is not None:
+        pointed = [part for part in said if isinstance(part, Box)]
+        if not pointed:
+            raise RebusError(f'{system} pointed at nothing. Ask for something that can be seen: "Where is the cat?"')
+        out.print(f"saved as {save_image(with_boxes(pixels, pointed), boxes)}", style="dim", soft_wrap=True)
 
 
 def draw(
@@ -144,6 +162,7 @@ def draw(
     temperature: Temperature = 0.0,
     best_of: BestOf = 1,
     safety: Safety = None,
+    adapter: Adapter = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
@@ -154,7 +173,8 @@ def draw(
             f"The best of {best_of} drawings was asked for, but at temperature 0 they are all the same. "
             "Give a --temperature above 0, such as 0.8."
         )
-    model = load_system(system, err, weights=weights, device=device, parts=("lm", "detokenizer"))
+    drawing = ("lm", "detokenizer")
+    model = load_system(system, err, weights=weights, device=device, parts=drawing, adapter=adapter, usual="chat")
     check_drawings(model, safety)
     sampling = Sampling(temperature=temperature, best_of=best_of, image=ImageSampling(steps=steps))
     generator = torch.Generator().manual_seed(seed)

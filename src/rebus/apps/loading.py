@@ -51,11 +51,13 @@ def load_system(
     console: Console,
     *,
     weights: Path | None = None,
-    adapter: Path | None = None,
     device: str = "auto",
     parts: Sequence[str] = ("tokenizer", "lm", "detokenizer"),
+    adapter: Path | str | None = None,
+    usual: str = "",
 ) -> Any:
-    """`rebus.system.load` on a device, with the terminal saying so. Raises RebusError for an unknown name."""
+    """`rebus.system.load` on a device, with the terminal saying so. `adapter` None takes the speciality `usual` where the
+    weights have it, and `none` takes none. Raises RebusError for an unknown name."""
     chosen = choose_device(device)
     with saying(f"loading {name}", console):
         from rebus import system  # takes seconds
@@ -70,9 +72,18 @@ def load_system(
     else:
         base = getattr(getattr(config, "language", None), "base", None)
     fetch_base(base, console)
+    if adapter is None and usual in adapters(name, weights):
+        adapter = usual
+    named = None if adapter == "none" else adapter
     with saying(f"loading {name}", console):
-        options: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
-        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), **options)
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), adapter=named)
+
+
+def adapters(name: str, weights: Path | None = None) -> list[str]:
+    """The specialities beside the weights of a system. Raises RebusError for an unknown name."""
+    from rebus.system import known_adapters
+
+    return known_adapters(name, weights)
 
 
 def needs_no_weights(name: str, config: Any) -> None:

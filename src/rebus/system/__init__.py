@@ -3,7 +3,7 @@
 from rebus.system.dice import Dice
 from rebus.system.encoding import encode
 from rebus.system.engine import Engine, Job, Said
-from rebus.system.loading import PARTS, known_systems, load
+from rebus.system.loading import PARTS, known_adapters, known_systems, load
 from rebus.system.parts import Scorer, System
 from rebus.system.plan import Plan, Source, plan
 from rebus.system.pretrained import Portable, text_files
@@ -21,6 +21,7 @@ __all__ = [
     "Source",
     "System",
     "encode",
+    "known_adapters",
     "known_systems",
     "load",
     "plan",

@@ -1,8 +1,9 @@
 """Loading a system by its name: the folders under `papers/` are the registry.
 
 A paper's package has `VARIANTS` (name → config) and `build(config, weights, parts, device, dtype) -> System`; where it
-has official behaviour to switch on, `official(config)`; where it has adapters, `adapt(system, folder)`. Its module
-`portable`, if it has one, says how a system is saved to stand alone, and how large one is.
+has official behaviour to switch on, `official(config)`; where it has adapters, `adapt(system, adapter) -> System` and
+`adapters(config, weights) -> names`. Its module `portable`, if it has one, says how a system is saved to stand alone, and
+how large one is.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def load(
     hub id of such a folder (`"owner/name"`, fetched once; `revision` is its branch, tag or commit).
 
     `weights` is a folder written by `rebus convert` or by training; its config is read from it. Without it a variant
-    that has embedded weights takes those. `parts` leaves out what is not needed. `official` switches every deviation of
-    the paper's published code on. `device` is the CPU unless given, `dtype` that of the weights; `torch.int8` holds the
+    that has embedded weights takes those. `adapter` is a speciality that the paper tunes its model for, as a folder or the
+    name of one beside the weights; `System.with_adapter` gives further ones on the same base. `parts` leaves out what is
+    not needed. `official` switches every deviation of the paper's published code on. `device` is the CPU unless given, `dtype` that of the weights; `torch.int8` holds the
     language model's weights in eight bits and everything else as it is. What is loaded is for use: LoRA is folded into
     the language model's weights. Training starts from the stages' own builders.
 
@@ -79,9 +81,23 @@ def load(
         if dtype is torch.int8:
             quantize_int8(system.lm.llm)
     system.name, system.config = f"{paper_name}:{variant}", config
-    if adapter is not None:
-        _ability(paper, paper_name, "adapt", "has no adapters")(system, Path(adapter))
-    return system
+    return system if adapter is None else adapted(system, adapter)
+
+
+def adapted(system: System, adapter: Path | str) -> System:
+    """See `System.with_adapter`."""
+    name = system.name.partition(":")[0]
+    return _ability(_paper(name), name, "adapt", "has no adapters")(system, adapter)
+
+
+def known_adapters(name: str, weights: Path | str | None = None) -> list[str]:
+    """Names of the adapters beside the weights of a system, which `load` takes as `adapter`. Raises RebusError as `load`
+    does for an unknown name."""
+    paper_name, _, variant = name.partition(":")
+    paper = _paper(paper_name)
+    if not hasattr(paper, "adapters"):
+        return []
+    return paper.adapters(_config(paper, paper_name, variant, weights)[0], None if weights is None else Path(weights))
 
 
 def papers_config(name: str) -> tuple[ModuleType, Any, str]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -46,6 +47,20 @@ class System:
     """`PAPER:VARIANT`, as it was loaded"""
     config: Any = None
     """what it was built from, as `load` knows it"""
+    folder: Path | None = None
+    """where its weights lie; None: they are random, or the paper does not say"""
+    adapter: str = ""
+    """which speciality it has been given; empty: none"""
+
+    def with_adapter(self, adapter: Path | str) -> System:
+        """This system with a speciality: a further one, which shares all weights that the adapter does not bring. This one
+        stays as it is, and both can be used side by side. `adapter` is a folder, or the name of one beside these weights.
+
+        Raises RebusError for a paper without adapters, a name that is not there, and an adapter of another base.
+        """
+        from rebus.system.loading import adapted  # which imports this module
+
+        return adapted(self, adapter)
 
     def stream(
         self,

@@ -17,6 +17,10 @@ B = TypeVar("B")
 B_co = TypeVar("B_co", covariant=True)
 
 
+Evaluation = Callable[[], Iterable[tuple[str, float]]]
+"""Yields (name, value)."""
+
+
 class HasTotal(Protocol):
     """What a step returns: any dataclass with the scalar `total` to descend; its other fields are logged by name."""
 
@@ -66,8 +70,10 @@ class Optim:
     """linear warm-up: a number of steps (int) or a fraction of the run (float)"""
     warmup_start: float = 0.0
     """rate at the start of the warm-up, as a share of the peak"""
-    schedule: Literal["cosine", "linear", "constant", "per_epoch_cosine"] = "cosine"
-    """how the rate falls after the warm-up; per_epoch_cosine (SEED stages 1 and 2) holds it for `epoch_steps` each"""
+    schedule: Literal["cosine", "linear", "constant", "per_epoch_cosine", "per_batch_cosine"] = "cosine"
+    """how the rate falls after the warm-up; per_epoch_cosine (SEED stages 1 and 2) holds it for `epoch_steps` each;
+    per_batch_cosine (the published SEED-X) counts batches as steps, so that with `accumulate` above 1 it ends early and
+    rises again"""
     epoch_steps: int = 5000
     """steps that per_epoch_cosine calls an epoch"""
     min_lr_ratio: float = 0.0
@@ -128,7 +134,7 @@ class Stage(Generic[B]):
     """where batches come from"""
     optim: Optim
     """the optimiser and its schedule"""
-    evals: list[Callable[[], Iterable[tuple[str, float]]]] = field(default_factory=list)
+    evals: list[Evaluation] = field(default_factory=list)
     """each yields (name, value); run without gradients, in evaluation mode, on the averaged weights where there are some"""
     config: Any = None
     """the stage's frozen dataclass, written beside the weights"""

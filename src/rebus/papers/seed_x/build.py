@@ -70,6 +70,7 @@ def build(
         lm=lm.eval() if lm.llm.device.type == "meta" else lm.to(device).eval(),
         tokenizer=tokenizer.to(device).eval() if tokenizer is not None and "tokenizer" in parts else None,
         detokenizer=None if detokenizer is None else detokenizer.to(device).eval(),
+        folder=None if saved is None else saved.folder,
     )
 
 
@@ -163,7 +164,9 @@ def _language(
             llm = merged_language(config.language)
     else:
         llm, text = base_language(config.language, base=base, dtype=dtype, generator=generator)
-    with contextlib.nullcontext() if saved is None else without_weights():
+    # what is not wanted, beside a base that is there all the same, is small and may stay random
+    filled = saved is not None and (wanted or isinstance(config.language, MergedLanguageConfig))
+    with without_weights() if filled else contextlib.nullcontext():
         lm = assemble(config, llm, source, generator)
     if saved is not None and wanted:
         stored = saved.tensors("lm")

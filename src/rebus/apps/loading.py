@@ -51,7 +51,7 @@ def load_system(
     console: Console,
     *,
     weights: Path | None = None,
-    adapter: Path | None = None,
+    adapter: str | None = None,
     device: str = "auto",
     parts: Sequence[str] = ("tokenizer", "lm", "detokenizer"),
 ) -> Any:

@@ -5,5 +5,19 @@ from rebus.system.encoding import encode
 from rebus.system.engine import Engine, Job, Said
 from rebus.system.loading import PARTS, known_systems, load
 from rebus.system.parts import Scorer, System
+from rebus.system.readback import read_back, reply
 
-__all__ = ["PARTS", "Dice", "Engine", "Job", "Said", "Scorer", "System", "encode", "known_systems", "load"]
+__all__ = [
+    "PARTS",
+    "Dice",
+    "Engine",
+    "Job",
+    "Said",
+    "Scorer",
+    "System",
+    "encode",
+    "known_systems",
+    "load",
+    "read_back",
+    "reply",
+]

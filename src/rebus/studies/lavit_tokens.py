@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -164,7 +164,8 @@ class Study:
     def write(self, records: list[Record], docs: Path | None) -> str:
         """Tables, plots and the verdict, under `out` and, where it is given, under `docs`. Returns the tables."""
         arms, measures = self.arms(), (*MEASURES, STEPS)
-        tables, plots = table(arms, measures, records), {NAME: (arms, MEASURES, records)}
+        tables = table(arms, measures, records)
+        plots: dict[str, tuple[list[Arm], Sequence[Measure], list[Record]]] = {NAME: (arms, MEASURES, records)}
         if self.config.language:
             readers = self.readers(records)
             recipe = {k: v for k, v in asdict(self.config).items() if k.startswith("language") or k == "base"}

@@ -57,7 +57,6 @@ def load_named(models: Sequence[Named], console: Console, device: str) -> dict[s
     """The systems, loaded, by the names that requests call them by."""
     systems: dict[str, System] = {}
     for one in models:
-        adapter = None if one.adapter is None else Path(one.adapter)
         weights = None if one.weights is None else Path(one.weights)
-        systems[one.name] = load_system(one.system, console, weights=weights, adapter=adapter, device=device)
+        systems[one.name] = load_system(one.system, console, weights=weights, adapter=one.adapter, device=device)
     return systems

@@ -56,15 +56,20 @@ def load_system(
 ) -> Any:
     """`rebus.system.load` on a device, with the terminal saying so. Raises RebusError for an unknown name."""
     chosen = choose_device(device)
+    prepared(name, console, weights=weights)
     with saying(f"loading {name}", console):
         from rebus import system  # takes seconds
 
-    config = next((config for known, config in variants() if known == name), None)
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
+
+
+def prepared(name: str, console: Console, *, weights: Path | None = None) -> None:
+    """Sees to it that a system can be loaded, here or in another process. Raises RebusError for one without weights."""
+    with saying(f"loading {name}", console):
+        config = next((config for known, config in variants() if known == name), None)
     if config is not None and weights is None:
         needs_no_weights(name, config)
     fetch_base(config, console)
-    with saying(f"loading {name}", console):
-        return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
 
 
 def needs_no_weights(name: str, config: Any) -> None:

@@ -15,6 +15,10 @@ from rebus.apps.bulk_worker import ATTEMPTS, Died, Done, Event, Lost, Saw, Worke
 from rebus.errors import RebusError
 
 
+START = "spawn"
+"""How processes begin: one that has used CUDA or threads cannot be forked."""
+
+
 @dataclass(eq=False)
 class _Member:
     """A process of the pool, and what it is at."""
@@ -33,7 +37,7 @@ def run_local(worker: Worker, shards: Sequence[Path], processes: int) -> Iterato
     Closing the iterator ends the processes. Raises RebusError for what a worker raises as such (every other shard would
     meet it too), and when workers die before they can begin.
     """
-    context = multiprocessing.get_context("spawn")  # a process that has used CUDA or threads cannot be forked
+    context = multiprocessing.get_context(START)
     waiting, tried, stillborn = deque(shards), Counter[Path](), 0
     members: list[_Member] = []
     try:

@@ -137,7 +137,12 @@ def test_training_sources_read_token_shards(tmp_path: Path) -> None:
 
 
 def test_other_files_stay_as_they_are_and_where_they_are(tmp_path: Path) -> None:
-    files = [("d/7.txt", b"one"), ("d/7.JPG", picture(7)), ("d/7.cls", b"\0\1"), ("8.json", b'{"caption": "no picture"}')]
+    files = [
+        ("d/7.txt", b"one"),
+        ("d/7.JPG", picture(7)),
+        ("d/7.cls", b"\0\1"),
+        ("8.json", b'{"caption": "no picture"}'),
+    ]
     source = write_shard(tmp_path / "a.tar", files)
     tokenize_shard(source, tmp_path / "b.tar", Mean(), MEAN)
     held = list(token_shards._members(tmp_path / "b.tar", []))
@@ -149,7 +154,15 @@ def test_damaged_samples_are_left_out_and_named(tmp_path: Path) -> None:
     black = sample(4)
     PIL.Image.new("RGB", (9, 9)).save(tmp_path / "black.png")
     black[0] = ("00004.png", (tmp_path / "black.png").read_bytes())
-    files = [*sample(0), ("00001.png", picture(1)[:70]), sample(1)[1], *sample(2), ("00003.png", b""), *black, *sample(5)]
+    files = [
+        *sample(0),
+        ("00001.png", picture(1)[:70]),
+        sample(1)[1],
+        *sample(2),
+        ("00003.png", b""),
+        *black,
+        *sample(5),
+    ]
     entry = tokenize_shard(write_shard(tmp_path / "a.tar", files), tmp_path / "b.tar", Mean(), MEAN)
     assert [one.member for one in entry.skipped] == ["00001.png", "00003.png", "00004.png"]
     assert "damaged or cut-off" in entry.skipped[0].why and entry.skipped[2].why == "One is black."
@@ -254,7 +267,9 @@ def test_what_is_there_is_not_made_again_and_what_changed_is(tmp_path: Path) -> 
     assert run(tmp_path) == 3
     before = contents(tmp_path / "out")
     assert run(tmp_path) == 0 and contents(tmp_path / "out") == before
-    assert [json.loads(line)["shard"] for line in before["manifest/shards.jsonl"].splitlines()] == [s.name for s in shards]
+    assert [json.loads(line)["shard"] for line in before["manifest/shards.jsonl"].splitlines()] == [
+        s.name for s in shards
+    ]
     (tmp_path / "out/00001.tar").unlink()
     (tmp_path / "out/manifest/00002.tar.json").write_text("{")
     assert run(tmp_path) == 2 and contents(tmp_path / "out") == before

@@ -158,7 +158,9 @@ def test_the_command_makes_shards_and_goes_on(run, tmp_path, monkeypatch, forked
     lines = ran.err.splitlines()
     assert lines[0].startswith("2/2 shards  6 pictures") and lines[0].endswith("2 skipped")
     assert lines[1] == f"2 shards of 6 pictures in {tmp_path / 'out'}"
-    assert lines[2].startswith("2 left out, the first 00002.png of 00000.tar: 00002.png is a damaged or cut-off picture")
+    assert lines[2].startswith(
+        "2 left out, the first 00002.png of 00000.tar: 00002.png is a damaged or cut-off picture"
+    )
     stored = open_source(tmp_path / "out")
     codes = [stored[i].images[0].understood for i in range(len(stored))]
     first = system.tokenizer.encode(open_source(shards[0])[0].images, {"generation"})[0].generated

@@ -14,7 +14,6 @@ from typing import Any
 from rebus.apps.bulk_worker import ATTEMPTS, Died, Done, Event, Lost, Saw, Worker
 from rebus.errors import RebusError
 
-
 START = "spawn"
 """How processes begin: one that has used CUDA or threads cannot be forked."""
 

@@ -140,7 +140,7 @@ class Margin:
         if not before:
             return None
         held = before[0] if self.against == "start" else (max if self.better == "higher" else min)(before)
-        allowed = self.fall * (abs(held) if self.relative else 1.0)
+        allowed = self.fall * (abs(held) if self.relative else 1.0) + 1e-9 * abs(held)  # 0.8 - 0.7 is not 0.1
         loss = held - now if self.better == "higher" else now - held
         return None if loss <= allowed else held
 

@@ -105,8 +105,10 @@ class Run:
     steps: int
     images: float
     """pictures of a document"""
-    vision: float = 0.0
+    vision: float
     """FLOP of a picture in frozen encoders, where it is not tokenised ahead"""
+    ahead: bool = False
+    """whether pictures are tokenised before, as SEED's codes were; vectors are too large to be kept"""
     recompute: bool = True
     """gradient checkpointing: the forward pass is made twice"""
     paper: tuple[int, str, float] | None = None
@@ -131,8 +133,20 @@ VIT_G = 2 * 1.01e9 * 257
 VIT_BIGG = 2 * 1.84e9 * 1024
 """FLOP of ViT-bigG on one view of 448 pixels."""
 RUNS = [
-    Run("SEED-LLaMA 8B, stage 3", 6.9e9, 0.37e9, *mixed(PRETRAIN, 64, 4), 30_000, 1.6, paper=(64, "a100", 144)),
-    Run("SEED-LLaMA 8B, stage 4", 6.9e9, 0.37e9, *mixed(INSTRUCT, 32), 50_000, 1.2, paper=(32, "a100", 16)),
+    Run(
+        "SEED-LLaMA 8B, stage 3",
+        6.9e9,
+        0.37e9,
+        *mixed(PRETRAIN, 64, 4),
+        30_000,
+        1.6,
+        VIT_G,
+        True,
+        paper=(64, "a100", 144),
+    ),
+    Run(
+        "SEED-LLaMA 8B, stage 4", 6.9e9, 0.37e9, *mixed(INSTRUCT, 32), 50_000, 1.2, VIT_G, True, paper=(32, "a100", 16)
+    ),
     Run("LaVIT, tokenizer", 0.35e9, 0.35e9, 256, 2048, 50_000, 1, VIT_G, recompute=False),
     Run("LaVIT, language model", 6.9e9, 6.9e9, 2048, 2048, 30_000, 8, VIT_G, recompute=False, paper=(256, "a100", 30)),
     Run("SEED-X, pre-training", 13.1e9, 0.46e9, 700, 1344, 117_600, 1, 3 * VIT_BIGG, paper=(48, "h100", 240)),
@@ -241,9 +255,11 @@ class Step:
         return self.compute + self.small + self.idle + self.exchange + self.wait + self.input
 
 
-def step_of(run: Run, machine: Machine, gpus: int, known: Assumed, rates: Rates, *, ahead: bool) -> Step:
-    """A step in the layout of `fit`: weights sharded inside a node, nodes are copies of each other. `ahead`: pictures were
-    tokenised before."""
+def step_of(
+    run: Run, machine: Machine, gpus: int, known: Assumed, rates: Rates, *, ahead: bool, everywhere: bool = False
+) -> Step:
+    """A step with weights sharded inside a node, nodes being copies of each other, or, `everywhere`, sharded over all GPUs.
+    `ahead`: pictures were tokenised before."""
     nodes = max(1, gpus // machine.gpus)
     rows = math.ceil(run.documents / gpus)
     words = rows * run.words
@@ -252,7 +268,8 @@ def step_of(run: Run, machine: Machine, gpus: int, known: Assumed, rates: Rates,
     passes = max(1, math.ceil(words / known.pass_tokens))
     small = full * known.half_tokens / (words / passes)
     compute = full * (run.documents / gpus) / rows
-    gather = 2 * 2 * run.weights * passes * (7 / 8) / machine.inside
+    link = machine.network / machine.gpus if everywhere and nodes > 1 else machine.inside
+    gather = 2 * 2 * run.weights * passes * (7 / 8) / link
     reduce = 2 * 2 * run.trained * (nodes - 1) / nodes / machine.network + 2 * (nodes - 1) * known.hop
     exchange = max(0.0, gather - known.overlap * (full + small)) + max(0.0, reduce - known.overlap * (full + small) / 2)
     busy = full + small + exchange
@@ -313,40 +330,47 @@ def main() -> None:
     )
     print(f"{rates.vectors:,.0f} of vectors read; disk {rates.disk / 1e6:,.0f} MB/s (load {os.getloadavg()[0]:.1f})\n")
 
-    print("| run of a paper | FLOP | GPU hours it says | of the peak, if every step was made |\n|---|---|---|---|")
+    print("| run of a paper | FLOP | GPU hours it says | of the peak | steps that fit |\n|---|---|---|---|---|")
     for run in RUNS:
-        work = run.steps * run.documents * (run.words * run.flops + run.images * run.vision)
-        said = "not said" if run.paper is None else f"{run.paper[0] * run.paper[2]:,.0f} {MACHINES[run.paper[1]].name}"
-        share = ""
+        work = run.steps * run.documents * (run.words * run.flops + (0 if run.ahead else run.images * run.vision))
+        said, share, fit = "not said", "", ""
         if run.paper is not None:
-            share = f"{work / (run.paper[0] * run.paper[2] * 3600) / MACHINES[run.paper[1]].peak:.0%}"
-        print(f"| {run.name} | {work:.1e} | {said} | {share} |")
+            said = f"{run.paper[0] * run.paper[2]:,.0f} {MACHINES[run.paper[1]].name}"
+            reached = work / (run.paper[0] * run.paper[2] * 3600) / MACHINES[run.paper[1]].peak
+            share, fit = f"{reached:.0%}", f"{min(1, known.efficiency / reached) * run.steps:,.0f} of {run.steps:,}"
+        print(f"| {run.name} | {work:.1e} | {said} | {share} | {fit} |")
 
     print(
-        f"\n| run, on {machine.name}, tokenised ahead | GPUs | days | thousand dollars | of linear | small | idle | ",
-        end="",
+        f"\n| run, on {machine.name} | GPUs | days | thousand dollars | of linear | small | idle | exchange | ", end=""
     )
-    print("exchange | slowest | failures | checkpoint every |\n" + "|---" * 11 + "|")
+    print("slowest | loading | failures | checkpoint every |\n" + "|---" * 12 + "|")
     for run in RUNS:
-        ahead, first = run.name != "LaVIT, tokenizer", None
+        first = None
         for gpus in args.gpus:
-            step = step_of(run, machine, gpus, known, rates, ahead=ahead)
+            step = step_of(run, machine, gpus, known, rates, ahead=run.ahead)
             hours = step.seconds * run.steps / 3600
             whole, interval = with_failures(hours, run, gpus, known, machine)
             first = first or whole * gpus
-            parts = [step.small, step.idle, step.exchange, step.wait + step.input]
+            parts = [step.small, step.idle, step.exchange, step.wait, step.input]
             shares = " | ".join(f"{part / step.seconds:.0%}" for part in parts)
             print(
-                f"| {run.name} | {gpus:,} | {whole / 24:.1f} | {whole * gpus * machine.dollars / 1e3:,.1f} | "
+                f"| {run.name} | {gpus:,} | {whole / 24:.2f} | {whole * gpus * machine.dollars / 1e3:,.1f} | "
                 f"{first / (whole * gpus):.0%} | {shares} | {1 - hours / whole:.1%} | {interval:.0f} min |"
             )
 
-    print("\n| pictures as pixels: does loading keep up? | GPUs | step | loading, 96 cores a node |\n|---|---|---|---|")
+    print("\n| seconds of a step | GPUs | sharded in a node | over all GPUs | codes read | pixels read and encoded |")
+    print("|---" * 6 + "|")
     for run in RUNS:
-        for gpus in args.gpus[:1] + args.gpus[-1:]:
-            step = step_of(run, machine, gpus, known, rates, ahead=False)
-            need = run.documents * run.images / rates.decode / (max(1, gpus // 8) * machine.cores)
-            print(f"| {run.name} | {gpus:,} | {step.seconds:.2f} s | {need:.2f} s |")
+        for gpus in args.gpus[1:]:
+            ways = [(run.ahead, False), (run.ahead, True), (True, False), (False, False)]
+            took = [step_of(run, machine, gpus, known, rates, ahead=a, everywhere=e).seconds for a, e in ways]
+            print(f"| {run.name} | {gpus:,} | {' | '.join(f'{seconds:.2f}' for seconds in took)} |")
+
+    print("\n| loader cores that a GPU needs | pixels, decoded here | codes of a shard |\n|---|---|---|")
+    for run in RUNS:
+        step_64 = step_of(run, machine, 64, known, rates, ahead=run.ahead).seconds
+        each = run.documents / 64 / step_64
+        print(f"| {run.name} | {each * run.images / rates.decode:.2f} | {each / rates.tokens:.4f} |")
 
     print(
         "\n| tokenising 100 M pictures | pictures of a shard | GPUs | hours | thousand dollars | of linear |\n"

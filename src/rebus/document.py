@@ -152,9 +152,9 @@ def _part_to_json(part: Part) -> dict[str, Any]:
             return {"type": "image_url", "image_url": {"url": url}}
 
 
-def from_json(data: dict[str, Any], open_image: Callable[[str], PIL.Image.Image]) -> Document:
-    """The inverse of `to_json`; `open_image(url)` turns the URL of an image part into pixels (and decides what it
-    is allowed to open). Content may also be a plain string, and an image codes of a tokenizer, which serve both readings. Raises RebusError naming the message that is malformed."""
+def from_json(data: dict[str, Any], open_image: Callable[[str], PIL.Image.Image | Image]) -> Document:
+    """The inverse of `to_json`; `open_image(url)` turns the URL of an image part into pixels, or an image that was encoded
+    ahead of time (and decides what it is allowed to open). Content may also be a plain string, and an image codes of a tokenizer, which serve both readings. Raises RebusError naming the message that is malformed."""
     if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
         raise RebusError('A document is an object {"messages": [...]}, but this one has no list of messages.')
     messages = []
@@ -167,12 +167,13 @@ def from_json(data: dict[str, Any], open_image: Callable[[str], PIL.Image.Image]
     return Document(tuple(messages))
 
 
-def _part_from_json(part: Any, number: int, open_image: Callable[[str], PIL.Image.Image]) -> Part:
+def _part_from_json(part: Any, number: int, open_image: Callable[[str], PIL.Image.Image | Image]) -> Part:
     match part:
         case {"type": "text", "text": str(text)}:
             return text
         case {"type": "image_url", "image_url": {"url": str(url)}} | {"type": "image_url", "image_url": str(url)}:
-            return Image(open_image(url))
+            opened = open_image(url)
+            return opened if isinstance(opened, Image) else Image(opened)
         case {"type": "image_codes", "source": str(source), "codes": [*ids]} if ids and all(
             type(code) is int and 0 <= code < 2**63 for code in ids
         ):

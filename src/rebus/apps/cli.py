@@ -27,7 +27,7 @@ from rebus.apps.data import data
 from rebus.apps.device import choose_device
 from rebus.apps.doctor import doctor
 from rebus.apps.edit import edit
-from rebus.apps.files import codes_json, read_codes, save_codes
+from rebus.apps.files import numbered, read_codes
 from rebus.apps.guard import guarded
 from rebus.apps.loading import about, load_system, variants, where_weights
 from rebus.apps.options import (
@@ -36,7 +36,6 @@ from rebus.apps.options import (
     Device,
     MaxTokens,
     Picture,
-    Pictures,
     Seed,
     Steps,
     System,
@@ -45,11 +44,12 @@ from rebus.apps.options import (
     not_empty,
 )
 from rebus.apps.packing import pack, unpack
-from rebus.apps.patches import Tokens, give_tokens, kept_over
+from rebus.apps.patches import Tokens, give_tokens
 from rebus.apps.plan import plan_system
 from rebus.apps.safety import Safety, check_drawings
 from rebus.apps.server.verb import serve
 from rebus.apps.terminal import keep_in, show
+from rebus.apps.tokenize import tokenize
 from rebus.apps.wording import drawing_request
 from rebus.document import Box, Document, Image, user
 from rebus.errors import RebusError
@@ -184,49 +184,6 @@ def draw(
         raise RebusError(f"{system} drew nothing for {text!r}. Try other words or another --seed.")
 
 
-def tokenize(
-    system: Positional[System],
-    images: Positional[Pictures],
-    *,
-    output: Annotated[
-        Path | None,
-        arg(
-            aliases=("-o",), metavar="FILE", help="a document for the codes", help_behavior_hint="(default: print them)"
-        ),
-    ] = None,
-    show_mask: Annotated[
-        Path | None,
-        arg(
-            metavar="FILE",
-            help="a picture of the patches that are kept; several are numbered",
-            help_behavior_hint="(default: none)",
-        ),
-    ] = None,
-    seed: Seed = 0,
-    tokens: Tokens = None,
-    weights: Weights = None,
-    device: Device = "auto",
-) -> None:
-    """Turn pictures into the codes that a model writes them with."""
-    if not images:
-        raise RebusError("No pictures were named, so there is nothing to tokenize. Name at least one file.")
-    opened = [Image(open_image(path)) for path in images]
-    model = load_system(system, err, weights=weights, device=device, parts=("tokenizer",))
-    give_tokens(model, system, tokens)
-    generators = [torch.Generator().manual_seed(seed) for _ in opened]
-    encoded = model.tokenizer.encode(opened, {"generation"}, generators=generators)
-    if show_mask is not None:
-        masks = [kept_over(image, system) for image in encoded]
-        for mask, file in zip(masks, numbered(show_mask, len(masks)), strict=True):
-            out.print(f"saved as {save_image(mask, file)}", style="dim", soft_wrap=True)
-    if output is not None:
-        out.print(f"saved as {save_codes(encoded, output)}", style="dim", soft_wrap=True)
-        return
-    for path, part in zip(images, codes_json(encoded), strict=True):
-        prefix = f"{path}: " if len(images) > 1 else ""
-        out.print(prefix + " ".join(str(code) for code in part["codes"]), markup=False, soft_wrap=True)
-
-
 def detokenize(
     system: Positional[System],
     codes: Positional[
@@ -321,11 +278,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "version": version,
 }
-
-
-def numbered(file: Path, count: int) -> list[Path]:
-    """The names of `count` files: the name itself, or the name with numbers from 1 where there are several."""
-    return [file] if count == 1 else [file.with_stem(f"{file.stem}-{n}") for n in range(1, count + 1)]
 
 
 # ------------------------------------------------------------------------------------------------ main

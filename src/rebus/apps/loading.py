@@ -59,12 +59,25 @@ def load_system(
     """`rebus.system.load` on a device, with the terminal saying so. `adapter` None takes the speciality `usual` where the
     weights have it, and `none` takes none. Raises RebusError for an unknown name."""
     chosen = choose_device(device)
+    name, weights = prepared(name, console, weights=weights)
+    with saying(f"loading {name}", console):
+        from rebus import system  # takes seconds
+
+        if adapter is None and usual in adapters(name, weights):
+            adapter = usual
+        named = None if adapter == "none" else adapter
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), adapter=named)
+
+
+def prepared(name: str, console: Console, *, weights: Path | None = None) -> tuple[str, Path | None]:
+    """Sees to it that a system can be loaded, here or in another process; returns the name and the weights that `load`
+    takes. Raises RebusError for one without weights."""
     with saying(f"loading {name}", console):
         from rebus import system  # takes seconds
         from rebus.system.pretrained import located
 
         found = located(name, list(system.known_systems()))
-    config = next((config for known, config in variants() if known == name), None)
+        config = next((config for known, config in variants() if known == name), None)
     if config is not None and weights is None:
         needs_no_weights(name, config)
     if found is not None:
@@ -72,11 +85,7 @@ def load_system(
     else:
         base = getattr(getattr(config, "language", None), "base", None)
     fetch_base(base, console)
-    if adapter is None and usual in adapters(name, weights):
-        adapter = usual
-    named = None if adapter == "none" else adapter
-    with saying(f"loading {name}", console):
-        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), adapter=named)
+    return name, weights
 
 
 def adapters(name: str, weights: Path | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from rebus.errors import RebusError
 from rebus.nn.precision import fast_dtype
 from rebus.train import checkpointing, log, parallel
 from rebus.train.batches import batch_size, endless, to_device
+from rebus.train.gates import Gates
 from rebus.train.optimiser import build_optimiser, clip, finite, select, set_modes
 from rebus.train.process import isolated_random, stop_signals
 from rebus.train.schedule import average, rate
-from rebus.train.stage import Row, Stage, named_values, trainable_table
+from rebus.train.stage import Evaluation, Row, Stage, named_values, trainable_table
 from rebus.train.state import Run, load_into, restore
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -38,6 +39,8 @@ class FitResult:
     """whether that is all of them; if not, calling again goes on"""
     stopped_by: str | None
     """the signal that stopped it, `SIGTERM` or `SIGINT`"""
+    fell: str | None
+    """what a gate stopped it for; `weights` are then the last good ones, and so are the module's"""
     losses: list[float]
     """the total loss of every step of this call"""
     evals: dict[str, float]
@@ -63,7 +66,8 @@ def fit(
 
     Writes into `folder`: checkpoints (the `keep` newest), `weights.safetensors` with every checkpoint, `config.json`,
     `log.jsonl` (means since the last record), TensorBoard files where that is installed, `curves.png` at the end.
-    Evaluations run every `eval_every` steps (None: not on the way) and after the last. SIGTERM and Ctrl-C end the step under way,
+    Evaluations run every `eval_every` steps (None: not on the way) and after the last, gates at their own intervals, which may
+    end the run with the last good weights. SIGTERM and Ctrl-C end the step under way,
     save and return; a second Ctrl-C interrupts at once. The caller's global random state is left as it was.
 
     A batch that is refused (RebusError) saves what was learned before it; going on then begins with the batch after it.
@@ -98,6 +102,7 @@ def fit(
             restore(run, saved, watcher.note)
         describe(stage, folder, seed, table, watcher.note)
         journal = log.Journal(folder, run.step)
+        gates = Gates.of(stage.gates, folder, run.step)
         losses: list[float] = []
         saved_at = -1 if saved is None else run.step
         batches = endless(stage)
@@ -105,7 +110,7 @@ def fit(
         try:
             set_modes(stage.module)
             clock, samples = time.perf_counter(), run.samples
-            while run.step < optim.steps and not stop:
+            while not gates.shut(run, measure, journal, watcher) and run.step < optim.steps and not stop:
                 share = rate(optim, run.step)
                 for group in optimiser.param_groups:
                     group["lr"] = group["peak"] * share
@@ -153,6 +158,8 @@ def fit(
                 evaluate(run, journal, watcher)
             if run.step >= optim.steps and run.mean is not None:
                 load_into(learning, run.mean)  # the module leaves with the weights that were saved
+            if gates.fell:
+                gates.bring_back(run, watcher)
             with contextlib.suppress(ImportError):  # curves need matplotlib, an extra
                 log.draw_curves(folder)
         finally:
@@ -160,7 +167,8 @@ def fit(
             watcher.close()
     stopped_by = stop[0] if stop else None
     weights = folder / "weights.safetensors"
-    return FitResult(run.step, run.step >= optim.steps, stopped_by, losses, journal.evals, weights)
+    finished = run.step >= optim.steps and gates.fell is None
+    return FitResult(run.step, finished, stopped_by, gates.fell, losses, journal.evals, weights)
 
 
 def summary(run: Run) -> dict[str, float]:
@@ -177,15 +185,19 @@ def evaluate(run: Run, journal: log.Journal, watcher: log.Reporter) -> None:
     """Run the stage's evaluations and log what they yield. Their random draws leave those of the training alone."""
     if not run.stage.evals:
         return
+    record = {"step": run.step, **measure(run, run.stage.evals)}
+    journal.record(record)
+    watcher.record(record)
+
+
+def measure(run: Run, tasks: Iterable[Evaluation]) -> dict[str, float]:
+    """What evaluations or batteries yield: without gradients, in evaluation mode, with random draws of their own."""
     run.stage.module.eval()
     try:
         with torch.no_grad(), isolated_random(run.device, 0), averaged(run):
-            values = {name: float(value) for task in run.stage.evals for name, value in task()}
+            return {name: float(value) for task in tasks for name, value in task()}
     finally:
         set_modes(run.stage.module)
-    record = {"step": run.step, **values}
-    journal.record(record)
-    watcher.record(record)
 
 
 @contextlib.contextmanager

@@ -44,9 +44,18 @@ class Run:
         Raises RebusError when the folder cannot be written; the checkpoints that were there are whole.
         """
         checkpointing.save(folder, self.step, gather(self), keep)
+        self.write_weights(folder / "weights.safetensors")
+
+    def write_weights(self, path: Path) -> None:
+        """Write the weights that learn, averaged where that is asked for, and the buffers. Raises RebusError."""
         buffers = checkpointing.persistent_buffers(self.stage.module)
         about = {"stage": self.stage.name, "step": str(self.step)}
-        checkpointing.write_weights(folder / "weights.safetensors", {**(self.mean or self.learning), **buffers}, about)
+        checkpointing.write_weights(path, {**(self.mean or self.learning), **buffers}, about)
+
+    def take_weights(self, found: Mapping[str, Tensor]) -> None:
+        """Put what `write_weights` wrote into the module."""
+        load_into(self.learning, found)
+        load_into(checkpointing.persistent_buffers(self.stage.module), found)
 
 
 def load_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -24,12 +24,17 @@ import torch
 from rebus.data.emoji import INSTRUCT, EmojiDocuments
 from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
+from rebus.evals.battery import GateConfig, ability_gates
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
 from rebus.papers.seed.stages.stage3_pretrain import language_weights, training
 from rebus.papers.seed.variants import MINI, SeedConfig
+from rebus.system import System
 from rebus.train import Optim, Stage, Trainable
+
+WATCHED = {"caption": "describe", "draw": "request"}
+"""Kinds of documents that are asked where gates watch."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Config:
         )
     )
     """Optimiser and schedule."""
+    gates: GateConfig = field(default_factory=GateConfig)
+    """Embedded data only: what the run must not lose."""
     seed: int = 42
     """Order of the documents."""
 
@@ -121,6 +128,7 @@ def stage(
                 mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
                 yield f"{split}/{kind}", module([mix[i] for i in range(32)]).text.item()
 
+    system = System(module.grammar, module.lm, module.tokenizer)
     return Stage(
         name="seed.stage4_instruct",
         module=module,
@@ -128,6 +136,7 @@ def stage(
         trainable=[Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)],
         data=Loader(documents, config.batch),
         evals=[evaluate],
+        gates=ability_gates(config.gates, system, pictures, WATCHED, template="chat"),
         optim=config.optim,
         config=config,
     )

@@ -19,10 +19,11 @@ from rich.text import Text
 from rebus.apps.files import write_whole
 from rebus.apps.guard import guarded
 from rebus.apps.loading import load_system
+from rebus.apps.memory import save_drawing
 from rebus.apps.page import render
 from rebus.apps.terminal import picture, show
 from rebus.document import Document, Image, Message, user
-from rebus.images import open_image, save_image
+from rebus.images import open_image
 from rebus.sampling import Sampling
 
 
@@ -76,7 +77,7 @@ def converse(
         asked = conversations[-1].add(message)
         generator = torch.Generator().manual_seed(turn.seed)
         stream = system.stream(asked, modality=turn.answer, sampling=sampling, generator=generator)
-        parts = show(stream, console, lambda image: save_image(image, pictures / f"drawing-{next(numbers)}.png"))
+        parts = show(stream, console, lambda image: save_drawing(image, pictures / f"drawing-{next(numbers)}.png"))
         conversations[-1] = asked.add(Message("assistant", parts))
         console.print()
     return conversations

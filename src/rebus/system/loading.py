@@ -6,6 +6,7 @@ has official behaviour to switch on, `official(config)`; where it has adapters, 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Sequence
@@ -16,8 +17,10 @@ from typing import Any
 import torch
 
 from rebus.checkpoint import config_from_json, load_system
+from rebus.checkpoint.tensors import sha256
 from rebus.errors import RebusError
 from rebus.nn.text_model import quantize_int8
+from rebus.packages import embedded
 from rebus.system.parts import System
 
 PARTS = ("tokenizer", "lm", "detokenizer")
@@ -67,9 +70,22 @@ def load(
         if dtype is torch.int8:
             quantize_int8(system.lm.llm)
     system.name = f"{paper_name}:{variant}"
+    system.weights = _weights_hash(folder, getattr(config, "weights", None), adapter)
     if adapter is not None:
         _ability(paper, paper_name, "adapt", "has no adapters")(system, Path(adapter))
     return system
+
+
+def _weights_hash(folder: Path | None, name: str | None, adapter: Path | str | None) -> str:
+    """Sixteen digits that tell these weights, those that they are laid over and the adapter from all others."""
+    if folder is None and name is None:
+        return "random"
+    saved = load_system(folder or embedded(name or ""))
+    layers = [saved] if saved.base is None else [saved, load_system(saved.folder.parent / saved.base)]
+    digests = sorted(digest for layer in layers for files in layer.files.values() for digest in files.values())
+    if adapter is not None:
+        digests += [sha256(file) for file in sorted(Path(adapter).rglob("*")) if file.is_file()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def _papers() -> list[str]:

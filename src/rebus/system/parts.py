@@ -21,7 +21,7 @@ from rebus.sampling import Sampling
 from rebus.sequence import Sequence as Words
 from rebus.system.dice import Dice
 from rebus.system.encoding import encode
-from rebus.visual import Detokenizer, ImageSampling, Progress, VisualTokenizer
+from rebus.visual import Detokenizer, Drawn, Editor, ImageSampling, Progress, VisualTokenizer
 
 Scorer = Callable[[Document, Message], float]
 """How good a reply to a document is; higher is better."""
@@ -38,6 +38,13 @@ class System:
     detokenizer: Detokenizer | None = None
     """absent: images stay tokens"""
     name: str = ""
+    weights: str = ""
+    """Hash of the weights of all parts, by which what was drawn can be told from what others draw; empty: not known"""
+
+    @property
+    def edits(self) -> bool:
+        """Whether drawing can keep what a source image shows."""
+        return isinstance(self.detokenizer, Editor) and self.detokenizer.edits
 
     def stream(
         self,
@@ -188,7 +195,8 @@ class System:
         generators: Sequence[torch.Generator],
         sampling: ImageSampling,
     ) -> Iterator[Progress | Image]:
-        """Images with tokens → `Progress`, then the same images with pixels; without a detokenizer as they are."""
+        """Images with tokens → `Progress`, then the same images with pixels and how they were drawn; without a detokenizer
+        as they are. Every image has a fresh generator."""
         if self.detokenizer is None or not images:
             yield from images
             return
@@ -197,8 +205,13 @@ class System:
             tokens, sources=sources, negatives=[None] * len(tokens), generators=generators, sampling=sampling
         )
         done = iter(images)
-        for drawn in drawing:
-            yield drawn if isinstance(drawn, Progress) else Image(drawn, generated=next(done).generated)
+        seeds = [generator.initial_seed() for generator in generators]
+        how = (
+            Drawn(self.name, self.weights, seed, sampling, source if self.edits else None)
+            for seed, source in zip(seeds, sources, strict=True)
+        )
+        for piece in drawing:
+            yield piece if isinstance(piece, Progress) else Image(piece, None, next(done).generated, next(how))
 
 
 def last_picture(document: Document) -> PIL.Image.Image | None:

@@ -47,6 +47,7 @@ from rebus.apps.patches import Tokens, give_tokens, kept_over
 from rebus.apps.replay import replay
 from rebus.apps.safety import Safety, check_drawings
 from rebus.apps.terminal import keep_in, show
+from rebus.apps.web.command import web
 from rebus.data.wording import STYLES
 from rebus.document import Document, Image, user
 from rebus.errors import RebusError
@@ -275,6 +276,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize,
     "detokenize": detokenize,
     "replay": replay,
+    "web": web,
     "list": list_systems,
     "data": data,
     "train": train,

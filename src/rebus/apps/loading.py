@@ -51,6 +51,7 @@ def load_system(
     console: Console,
     *,
     weights: Path | None = None,
+    adapter: Path | None = None,
     device: str = "auto",
     parts: Sequence[str] = ("tokenizer", "lm", "detokenizer"),
 ) -> Any:
@@ -64,7 +65,8 @@ def load_system(
         needs_no_weights(name, config)
     fetch_base(config, console)
     with saying(f"loading {name}", console):
-        return system.load(name, weights=weights, device=chosen, parts=tuple(parts))
+        options = {} if adapter is None else {"adapter": adapter}
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), **options)
 
 
 def needs_no_weights(name: str, config: Any) -> None:

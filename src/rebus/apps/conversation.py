@@ -51,8 +51,8 @@ class Conversation:
 
     @property
     def images(self) -> list[Image]:
-        """The images along the path that can be seen."""
-        return [image for image in self.document.images if image.pixels is not None]
+        """The images along the path that can be seen, each once: one that is shown again is the same image."""
+        return list({id(image): image for image in self.document.images if image.pixels is not None}.values())
 
     def add(self, asked: Message, answered: Message) -> None:
         """Goes on by a whole exchange."""

@@ -17,7 +17,7 @@ from rebus.apps.memory import save_drawing
 from rebus.apps.web import transcript
 from rebus.apps.web.models import Models
 from rebus.apps.web.options import build_options
-from rebus.apps.web.session import Question, Reply, Session, answer, compose, sampling_of, seed_of
+from rebus.apps.web.session import Question, Reply, Session, answer, compose, otherwise, sampling_of, seed_of
 from rebus.document import Image, user
 from rebus.errors import RebusError
 
@@ -62,10 +62,10 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
             with gr.Group(visible=False, elem_id="chosen") as chosen:
                 chosen_card = gr.HTML("")
                 with gr.Row(elem_classes="quiet"):
-                    change = gr.Button("Change it", size="sm", variant="primary", min_width=90)
-                    inspect = gr.Button("Look inside", size="sm", min_width=90)
-                    download = gr.Button("Download", size="sm", min_width=90)
-                    let_go = gr.Button("Let go", size="sm", min_width=90)
+                    change = gr.Button("Change it", size="sm", variant="primary", min_width=60)
+                    inspect = gr.Button("Look inside", size="sm", min_width=60)
+                    download = gr.Button("Download", size="sm", min_width=60)
+                    let_go = gr.Button("Let go", size="sm", min_width=60)
             modality = gr.Radio(
                 MODALITIES, value="any", label="Answer with", elem_id="modality", container=False, show_label=False
             )
@@ -73,7 +73,7 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
                 file_types=["image"],
                 file_count="multiple",
                 sources=["upload"],
-                placeholder="Write a message; add pictures with +, by dropping or by pasting them",
+                placeholder="Write a message, add or paste pictures",
                 show_label=False,
                 label="Message",
                 autofocus=True,
@@ -99,7 +99,7 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
                 save = gr.Button("Save", size="sm", min_width=90, elem_id="save")
                 reopen = gr.UploadButton("Open", size="sm", min_width=90, file_types=[".json"], elem_id="open")
             branches = gr.Dropdown([], label="Branches", visible=False, elem_id="branches")
-            file = gr.DownloadButton("file", visible="hidden", elem_id="file")
+            file = gr.DownloadButton("a file to keep", visible="hidden", elem_id="file")
 
     view = [session, past, pending, chosen, chosen_card, change, branches, box]
 
@@ -117,7 +117,7 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
             card = transcript.render_chosen(s.chosen, number, s.editing, edits, name)
         return {
             session: s,
-            past: transcript.render_path(conversation.path, number) or transcript.render_empty(starters),
+            past: transcript.render_path(conversation.path, s.chosen) or transcript.render_empty(starters),
             pending: "",
             chosen: gr.update(visible=s.chosen is not None),
             chosen_card: card,
@@ -176,7 +176,8 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
 
     def ready(name: str, adapter_name: str, s: Session, typed: str) -> Iterator[Update]:
         """Loads the model, telling so the first time."""
-        yield {pending: transcript.render_pending(user(typed), Reply(), waits_for=f"waking {name} up"), session: s}
+        waits = transcript.render_pending(user(typed), Reply(), waits_for=f"waking {name} up")
+        yield {past: transcript.render_path(s.conversation.path), pending: waits, session: s}
         models.get(name, adapter_name)
 
     # -------------------------------------------------------------------------------------- what happens
@@ -220,7 +221,8 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
                     yield from ready(name, adapter_name, s, asked.text)
                     s.conversation.back_to(int(turn) - 1)
                     system = models.get(name, adapter_name)
-                    yield from replying(s, Question(asked), system, mode, chances, name, typed, before)
+                    again = (otherwise(chances[0]), *chances[1:])
+                    yield from replying(s, Question(asked), system, mode, again, name, typed, before)
                 case {"do": "start", "start": number}:
                     text, image = starters[int(number)]
                     asked = user(*([image] if image is not None else []), text)
@@ -300,9 +302,10 @@ FOLLOW = """
 const frame = document.querySelector('#transcript');
 let low = true;
 frame.addEventListener('scroll', () => { low = frame.scrollHeight - frame.scrollTop - frame.clientHeight < 120; });
-const follow = () => { if (low) frame.scrollTop = frame.scrollHeight; };
+const follow = () => { if (low && frame.querySelector('.turn')) frame.scrollTop = frame.scrollHeight; };
 new MutationObserver(follow).observe(frame, { childList: true, subtree: true, characterData: true });
 frame.addEventListener('load', follow, true);
+new ResizeObserver(follow).observe(frame);
 """
 """The conversation stays at its end, unless one has scrolled up."""
 

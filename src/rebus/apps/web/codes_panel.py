@@ -65,19 +65,15 @@ def build_codes(models: Models, picture: Any) -> Panel:
         codes = encoded(system, pixels).generated
         if not isinstance(codes, Codes):
             raise RebusError(f"{name} does not write pictures as codes. Name a SEED model when starting the page.")
-        yield {own: codes, now: codes, work: gr.update(visible=True), **chips_of(codes, codes, 0)}
         found = facts(codes, system)
+        values = {"model": name, "codes": f"{found.count}", "bits": f"{found.bits:,.0f}"}
+        first = {own: codes, now: codes, work: gr.update(visible=True)}
+        yield {**first, **chips_of(codes, codes, 0), told: figures.facts(values)}
         for piece in drawn(system, [codes], lambda bar: {shown: bar}):
             if isinstance(piece, PIL.Image.Image):
-                values = {
-                    "codes": f"{found.count}",
-                    "bits": f"{found.bits:,.0f}",
-                    "likeness": f"{likeness(pixels, piece):.1f} dB",
-                }
-                yield {
-                    told: figures.facts({"model": name, **values}),
-                    shown: figures.row([figures.figure(piece, "Drawn from its codes")]),
-                }
+                values["likeness"] = f"{likeness(pixels, piece):.1f} dB"
+                picture_again = figures.figure(piece, "Drawn from its codes")
+                yield {told: figures.facts(values), shown: figures.row([picture_again])}
             else:
                 yield piece
 

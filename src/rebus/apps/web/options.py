@@ -10,7 +10,7 @@ import gradio as gr
 def build_options() -> list[Any]:
     """Lays the options out where one is and returns them."""
     return [
-        gr.Slider(0, 1.5, 0.4, step=0.05, label="Temperature", info="0 takes the likeliest word; about 1 is free"),
+        gr.Slider(0, 1.5, 0, step=0.05, label="Temperature", info="0 takes the likeliest word; about 1 is free"),
         gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="words beyond this share of probability are left out"),
         gr.Slider(32, 1024, 256, step=8, label="Longest reply", info="in tokens, those of pictures included"),
         gr.Slider(1, 5, 1.5, step=0.1, label="Guidance of a picture's words", info="1 is off; more keeps to the wish"),

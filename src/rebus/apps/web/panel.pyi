@@ -34,15 +34,14 @@ class Picture(gr.Image):
         return None if payload is None else payload.path
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
 
-
 def picture_input(label: str, **options: Any) -> Picture:
     """Where a picture can be dropped, pasted or chosen."""
     return Picture(label=label, type="filepath", sources=["upload", "clipboard"], format="png", buttons=[], **options)
-
 
 @dataclass
 class Panel:
@@ -52,14 +51,12 @@ class Panel:
     look: Callable[..., Iterator[Update]]
     outputs: Sequence[Any]
 
-
 def opened(path: str) -> PIL.Image.Image:
     """The picture that was uploaded, errors without the folder it lies in."""
     try:
         return open_image(path)
     except RebusError as error:
         raise RebusError(str(error).replace(str(Path(path)), Path(path).name)) from None
-
 
 def kindly(look: Callable[..., Iterator[Update]], where: Any) -> Callable[..., Iterator[Update]]:
     """The function, with errors shown where its facts would be."""
@@ -72,7 +69,6 @@ def kindly(look: Callable[..., Iterator[Update]], where: Any) -> Callable[..., I
 
     return call
 
-
 def model_note(models: Models, paper: str) -> str:
     """What is said of a paper's model: that it is missing, or random; nothing when all is well."""
     name = models.of_paper(paper)
@@ -80,11 +76,9 @@ def model_note(models: Models, paper: str) -> str:
         return figures.note(models.missing(paper))
     return figures.note(f"{name}. {figures.RANDOM}") if name.endswith(":tiny") else ""
 
-
 def waking(name: str) -> str:
     """What is shown while a model is loaded."""
     return f'<p class="waiting"><i></i><i></i><i></i><span>waking {safe(name)} up</span></p>'
-
 
 def drawn(
     system: Any, tokens: Sequence[VisualTokens], show: Callable[[str], Update]

@@ -56,20 +56,17 @@ def build_patches(models: Models, picture: Any) -> Panel:
         system = models.get(name)
         image = chosen(system, pixels, None if choice == OWN else int(count))
         mask = figures.figure(kept_over(image, name), "What is kept; the rest is grey")
-        yield {shown: figures.row([mask])}
         codes = image.generated
         if not isinstance(codes, Codes):
             raise RebusError(f"{name} does not write pictures as codes. Name a LaVIT model when starting the page.")
         found = facts(codes, system)
+        values = {"model": name, "tokens": f"{found.count}", "bits": f"{found.bits:,.0f}"}
+        yield {told: figures.facts(values), shown: figures.row([mask])}
         for piece in drawn(system, [codes], lambda bar: {shown: figures.row([mask, bar])}):
             if isinstance(piece, PIL.Image.Image):
-                values = {
-                    "tokens": f"{found.count}",
-                    "bits": f"{found.bits:,.0f}",
-                    "likeness": f"{likeness(pixels, piece):.1f} dB",
-                }
+                values["likeness"] = f"{likeness(pixels, piece):.1f} dB"
                 again = figures.figure(piece, f"Drawn from its {found.count} codes")
-                yield {told: figures.facts({"model": name, **values}), shown: figures.row([mask, again])}
+                yield {told: figures.facts(values), shown: figures.row([mask, again])}
             else:
                 yield piece
 

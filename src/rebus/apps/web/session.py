@@ -22,6 +22,9 @@ from rebus.visual import ImageSampling, Progress
 MAX_IMAGES = 16
 """The most pictures of one message."""
 
+AGAIN = 0.6
+"""The lowest temperature of a second try: without chance it would say the same again."""
+
 
 @dataclass
 class Session:
@@ -176,6 +179,11 @@ def sampling_of(
     return Sampling(
         temperature=temperature, top_p=top_p, max_new_tokens=int(max_tokens), guidance=guidance, image=image
     )
+
+
+def otherwise(temperature: float) -> float:
+    """The temperature of a reply that is to be another one than before."""
+    return max(temperature, AGAIN)
 
 
 def seed_of(given: float | None) -> int:

@@ -60,14 +60,13 @@ def _url(data: bytes, kind: str) -> str:
 # ------------------------------------------------------------------------------------------------ the conversation
 
 
-def render_path(path: Sequence[Exchange], chosen: int | None = None) -> str:
-    """The exchanges of a conversation; `chosen` is the number of the picture that is chosen."""
-    pictures = 0
+def render_path(path: Sequence[Exchange], chosen: Image | None = None) -> str:
+    """The exchanges of a conversation, of whose pictures one may be `chosen`."""
     turns = []
     seen: list[Image] = []
     for number, exchange in enumerate(path, 1):
-        asked, pictures = _message(exchange.asked, pictures, chosen, seen)
-        answered, pictures = _message(exchange.answered, pictures, chosen, seen)
+        asked = _message(exchange.asked, seen, chosen)
+        answered = _message(exchange.answered, seen, chosen)
         tools = (
             f'<div class="tools"><button type="button" data-do="again" data-turn="{number}" '
             f'aria-label="Try turn {number} again">Try again</button>'
@@ -81,43 +80,41 @@ def render_path(path: Sequence[Exchange], chosen: int | None = None) -> str:
 def render_pending(asked: Message, reply: Reply, seen: Sequence[Image] = (), waits_for: str = "thinking") -> str:
     """A question and as much of its reply as there is; `seen` are the pictures before it, `waits_for` what the visitor is
     told while there is nothing."""
-    question, _ = _message(asked, 0, None, list(seen), numbered=False)
-    said = Message("assistant", reply.parts)
-    body = _parts(said, 0, None, [*seen, *asked.images], numbered=False)[0]
+    seen = list(seen)
+    question = _message(asked, seen, None)
+    body = _parts(Message("assistant", reply.parts), seen, None)
     if reply.progress is not None:
         body += _drawing(reply)
     elif not body:
-        body = '<p class="waiting"><i></i><i></i><i></i><span>' + safe(waits_for) + "</span></p>"
+        body = f'<p class="waiting"><i></i><i></i><i></i><span>{safe(waits_for)}</span></p>'
     return f'<div class="turn pending">{question}<div class="said model">{body}</div></div>'
 
 
-def _message(
-    message: Message, pictures: int, chosen: int | None, seen: list[Image], *, numbered: bool = True
-) -> tuple[str, int]:
+def _message(message: Message, seen: list[Image], chosen: Image | None) -> str:
     who, name = ("user", "You") if message.role == "user" else ("model", "The model")
-    body, pictures = _parts(message, pictures, chosen, seen, numbered=numbered)
-    body = body or '<p class="gone">(an empty reply)</p>'
-    return f'<div class="said {who}"><span class="visually-hidden">{name}:</span>{body}</div>', pictures
+    body = _parts(message, seen, chosen) or '<p class="gone">(an empty reply)</p>'
+    return f'<div class="said {who}"><span class="visually-hidden">{name}:</span>{body}</div>'
 
 
-def _parts(
-    message: Message, pictures: int, chosen: int | None, seen: list[Image], *, numbered: bool
-) -> tuple[str, int]:
-    """The HTML of a message's parts and how many pictures there are up to its end; `seen` grows by its pictures."""
+def _parts(message: Message, seen: list[Image], chosen: Image | None) -> str:
+    """The HTML of a message's parts. `seen` are the pictures before them, in the order of their numbers, and grows by
+    theirs; boxes are shown over the last of them."""
     out = []
     boxes = [part for part in message.content if isinstance(part, Box)]
     before = seen[-1] if seen else None
     for part in message.content:
         if isinstance(part, Image) and part.pixels is not None:
-            seen.append(part)
-            pictures += 1
-            out.append(_picture(part, pictures if numbered else None, pictures == chosen, message.role))
+            number = next((n for n, image in enumerate(seen, 1) if image is part), None)
+            if number is None:
+                seen.append(part)
+                number = len(seen)
+            out.append(_picture(part, number, part is chosen, message.role))
         else:
             out.append(_words(part))
     if boxes and before is not None and before.pixels is not None:
         url = plain_url(boxes_over(before.pixels, boxes))
         out.append(f'<figure><img src="{url}" alt="The picture with the regions that were named"></figure>')
-    return "".join(out), pictures
+    return "".join(out)
 
 
 def _words(part: Part) -> str:
@@ -130,14 +127,12 @@ def _words(part: Part) -> str:
     return f'<p class="gone">(an image of {what}, not drawn)</p>'
 
 
-def _picture(image: Image, number: int | None, chosen: bool, role: str) -> str:
+def _picture(image: Image, number: int, chosen: bool, role: str) -> str:
     assert image.pixels is not None
     drawn = role == "assistant"
     small = ' class="small"' if max(image.pixels.size) < SMALL else ""
     what = "A picture that the model drew" if drawn else "A picture that was sent"
     img = f'<img{small} src="{data_url(image)}" alt="{what}">'
-    if number is None:
-        return f"<figure>{img}</figure>"
     pressed = "true" if chosen else "false"
     label = f"Picture {number}, {'drawn' if drawn else 'sent'}: choose it"
     return (

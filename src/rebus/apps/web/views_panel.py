@@ -56,6 +56,7 @@ def build_views(models: Models, picture: Any) -> Panel:
             "slots to read it": f"{slots * len(views)}",
             "vectors to draw it": f"{found.count}",
         }
+        yield {told: figures.facts(values)}
         for piece in drawn(system, [image.generated], lambda bar: {shown: figures.row([whole, *own, bar])}):
             if isinstance(piece, PIL.Image.Image):
                 again = figures.figure(piece, f"Drawn from its {found.count} vectors")

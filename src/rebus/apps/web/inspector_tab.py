@@ -11,7 +11,7 @@ import gradio as gr
 from rebus.apps.web.codes_panel import build_codes
 from rebus.apps.web.compare_panel import build_compare
 from rebus.apps.web.models import Models
-from rebus.apps.web.panel import WORKING, Panel, Picture, Update, picture_input
+from rebus.apps.web.panel import WORKING, Panel, Update, picture_input
 from rebus.apps.web.patches_panel import build_patches
 from rebus.apps.web.views_panel import build_views
 
@@ -23,7 +23,7 @@ PANELS = (
 )
 
 
-def build_inspector(models: Models, examples: Sequence[Path]) -> Picture:
+def build_inspector(models: Models, examples: Sequence[Path]) -> gr.Image:
     """Lays the inspector out and connects it; returns where its picture is put."""
     with gr.Row(elem_id="inspector", equal_height=False):
         with gr.Column(scale=2, min_width=260):
@@ -46,7 +46,7 @@ def build_inspector(models: Models, examples: Sequence[Path]) -> Picture:
     return picture
 
 
-def _connect(panel: Panel, tab: Any, picture: Picture, active: gr.State) -> None:
+def _connect(panel: Panel, tab: Any, picture: gr.Image, active: gr.State) -> None:
     """A panel looks when it is opened, and at another picture while it is open."""
 
     def opened(path: str | None) -> Iterator[Update]:

@@ -23,19 +23,12 @@ WORKING = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "
 """Models work for one visitor at a time."""
 
 
-class Picture(gr.Image):
-    """An image component that hands a file's path on as it is: what is in it is for `images.open_image` to judge."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path of the uploaded file."""
-        return None if payload is None else payload.path
-
-
-def picture_input(label: str, **options: Any) -> Picture:
-    """Where a picture can be dropped, pasted or chosen."""
-    return Picture(label=label, type="filepath", sources=["upload", "clipboard"], format="png", buttons=[], **options)
+def picture_input(label: str, **options: Any) -> gr.Image:
+    """Where a picture can be dropped, pasted or chosen. The path of its file is handed on as it is: what is in it is for
+    `images.open_image` to judge, whose errors help."""
+    picture = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], format="png", buttons=[], **options)
+    vars(picture)["preprocess"] = lambda payload: None if payload is None else payload.path
+    return picture
 
 
 @dataclass

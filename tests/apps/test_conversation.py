@@ -63,7 +63,11 @@ def test_undo_is_the_inverse_of_add():
 def test_a_branch_keeps_what_it_leaves():
     conversation = tree()
     assert texts(conversation) == ["a", "b", "e", "f"]
-    assert [conversation.branch_title(end) for end in conversation.branches] == ["c (3 turns)", "d (2 turns)", "e (4 turns)"]
+    assert [conversation.branch_title(end) for end in conversation.branches] == [
+        "c (3 turns)",
+        "d (2 turns)",
+        "e (4 turns)",
+    ]
     for number, path in enumerate((["a", "b", "c"], ["a", "d"], ["a", "b", "e", "f"])):
         conversation.switch(number)
         assert texts(conversation) == path
@@ -138,7 +142,10 @@ MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
         ({"messages": MESSAGES, "branches": [{"follows": -2, "messages": MESSAGES}]}, "follows no exchange"),
         ({"messages": MESSAGES, "branches": [7]}, "follows no exchange"),
         ({"messages": [{"role": "user", "content": 5}, MESSAGES[1]]}, "no conversation"),
-        ({"messages": [{"role": "user", "content": [{"type": "box", "box": ["x", 1, 1, 1]}]}, MESSAGES[1]]}, "no convers"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "box", "box": ["x", 1, 1, 1]}]}, MESSAGES[1]]},
+            "no convers",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "cat.png"}]}, MESSAGES[1]]},
             "lies elsewhere",

@@ -122,7 +122,9 @@ HOSTILE = {
     "other pixels": fields(pixels=fingerprint(PIXELS.rotate(90, expand=True))),
     "an endless drawing": fields(settings={"steps": 10**9}),
     "guidance that is no number": fields(settings={"guidance": "x"}),
-    "guidance that is not finite": json.dumps(fields(settings={"guidance": 1})).replace('"guidance": 1', '"guidance": NaN'),
+    "guidance that is not finite": json.dumps(fields(settings={"guidance": 1})).replace(
+        '"guidance": 1', '"guidance": NaN'
+    ),
     "a giant picture": fields(settings={"size": [10**6, 10**6]}),
     "an unknown setting": fields(settings={"__class__": 1}),
     "codes of another model": fields(tokens={"source": "lavit 1", "codes": [1] * 8}),
@@ -134,7 +136,9 @@ HOSTILE = {
     "features that lie about their shape": fields(
         tokens={"source": "x", "shape": [1, 10**9, 10**9], "dtype": "float32", "features": "AAAA"}
     ),
-    "features of an unknown type": fields(tokens={"source": "x", "shape": [1, 1, 1], "dtype": "object", "features": "AAAA"}),
+    "features of an unknown type": fields(
+        tokens={"source": "x", "shape": [1, 1, 1], "dtype": "object", "features": "AAAA"}
+    ),
     "features that are not finite": fields(
         tokens={
             "source": "x",

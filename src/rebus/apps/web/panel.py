@@ -26,7 +26,9 @@ WORKING = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "
 def picture_input(label: str, **options: Any) -> gr.Image:
     """Where a picture can be dropped, pasted or chosen. The path of its file is handed on as it is: what is in it is for
     `images.open_image` to judge, whose errors help."""
-    picture = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], format="png", buttons=[], **options)
+    picture = gr.Image(
+        label=label, type="filepath", sources=["upload", "clipboard"], format="png", buttons=[], **options
+    )
     vars(picture)["preprocess"] = lambda payload: None if payload is None else payload.path
     return picture
 

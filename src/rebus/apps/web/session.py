@@ -94,13 +94,20 @@ def compose(session: Session, text: str, files: Sequence[str], system: Any) -> Q
         raise RebusError("The picture is to be changed, but nothing says how. Write what should be different.")
     if not text and not files and session.chosen is None:
         raise RebusError("The message is empty, so there is nothing to answer. Write something, or add a picture.")
-    opened = [open_drawing(Path(file), system) for file in files]
+    opened = [_opened(file, system) for file in files]
     notices = tuple(_without_folder(notice, file) for (_, notice), file in zip(opened, files, strict=True) if notice)
     images = [image for image, _ in opened]
     if session.chosen is None:
         return Question(user(*images, *([text] if text else [])), None, notices)
     source = session.chosen.pixels if session.editing else None
     return Question(user(session.chosen, *images, *([text] if text else [])), source, notices)
+
+
+def _opened(file: str, system: Any) -> tuple[Image, str | None]:
+    try:
+        return open_drawing(Path(file), system)
+    except RebusError as error:
+        raise RebusError(_without_folder(str(error), file)) from None
 
 
 def _without_folder(notice: str, file: str) -> str:

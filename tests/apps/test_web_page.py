@@ -204,7 +204,8 @@ def test_the_keyboard_is_enough(visit):
     page.keyboard.press("Enter")
     page.wait_for_selector(".chosen")
     page.locator("#modality input").first.focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
     assert page.locator("#modality input").nth(1).is_checked()
 
 

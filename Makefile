@@ -1,7 +1,8 @@
 # Every target sets itself up from a fresh clone: Python 3.11 or newer is all it needs. The second time is instant.
 #
 #   make demo    a conversation with a trained model, in the terminal and as demo/index.html
-#   make test    the tests
+#   make web     the page: talk with the models, look into their tokens (make web WEB='--port 8000' for its options)
+#   make test    the tests; those in a browser need Chromium (apt install chromium) and the model that make demo fetches
 #   make lint    style, formatting and types
 #   make docs    the documentation, in site/
 #   make venv    only the environment, in .venv
@@ -10,12 +11,13 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+WEB ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs
+.PHONY: help venv demo web test lint docs
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,6 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@$(BIN)/python -m rebus.apps.demo
+
+web: $(STAMP)
+	@$(BIN)/rebus web $(WEB)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q

@@ -30,6 +30,7 @@ from rebus.apps.edit import edit
 from rebus.apps.files import numbered, read_codes
 from rebus.apps.guard import guarded
 from rebus.apps.loading import about, load_system, variants, where_weights
+from rebus.apps.memory import save_drawing
 from rebus.apps.options import (
     Adapter,
     BestOf,
@@ -46,17 +47,19 @@ from rebus.apps.options import (
 from rebus.apps.packing import pack, unpack
 from rebus.apps.patches import Tokens, give_tokens
 from rebus.apps.plan import plan_system
+from rebus.apps.replay import replay
 from rebus.apps.safety import Safety, check_drawings
 from rebus.apps.server.verb import serve
 from rebus.apps.terminal import keep_in, show
 from rebus.apps.tokenize import tokenize
+from rebus.apps.web.command import web
 from rebus.apps.wording import drawing_request
 from rebus.document import Box, Document, Image, user
 from rebus.errors import RebusError
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
 from rebus.system import reply
-from rebus.visual import Codes, ImageSampling, Progress
+from rebus.visual import Codes, ImageSampling
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -179,7 +182,7 @@ def draw(
     sampling = Sampling(temperature=temperature, best_of=best_of, image=ImageSampling(steps=steps))
     generator = torch.Generator().manual_seed(seed)
     stream = reply(model, Document((user(wish),)), modality="image", sampling=sampling, generator=generator)
-    drawn = [part for part in show(stream, out, lambda pixels: save_image(pixels, output)) if isinstance(part, Image)]
+    drawn = [part for part in show(stream, out, lambda image: save_drawing(image, output)) if isinstance(part, Image)]
     if not drawn or drawn[-1].pixels is None:
         raise RebusError(f"{system} drew nothing for {text!r}. Try other words or another --seed.")
 
@@ -205,16 +208,11 @@ def detokenize(
     check_drawings(model, safety)
     # codes that were typed say nothing of the tokenizer that wrote them
     tokens = [Codes(token.ids_N, token.source or model.grammar.source) for token in tokens]
-    stream = model.detokenizer.decode(
-        tokens,
-        sources=[None] * len(tokens),
-        negatives=[None] * len(tokens),
-        generators=[torch.Generator().manual_seed(seed) for _ in tokens],
-        sampling=ImageSampling(steps=steps),
-    )
+    images = [Image(generated=token) for token in tokens]
+    generators = [torch.Generator().manual_seed(seed) for _ in tokens]
+    stream = model.draw(images, [None] * len(tokens), generators, ImageSampling(steps=steps))
     saved = iter(numbered(output, len(tokens)))
-    pieces = (piece if isinstance(piece, Progress) else Image(piece) for piece in stream)
-    show(pieces, out, lambda pixels: save_image(pixels, next(saved)))
+    show(stream, out, lambda image: save_drawing(image, next(saved)))
 
 
 def train(
@@ -264,6 +262,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "edit": edit,
     "tokenize": tokenize,
     "detokenize": detokenize,
+    "replay": replay,
+    "web": web,
     "list": list_systems,
     "data": data,
     "train": train,

@@ -21,6 +21,7 @@ from rebus.apps.boxes import with_boxes
 from rebus.apps.files import write_whole
 from rebus.apps.guard import guarded
 from rebus.apps.loading import adapters, load_system, variants, where_weights
+from rebus.apps.memory import save_drawing
 from rebus.apps.page import render
 from rebus.apps.patches import kept_over
 from rebus.apps.terminal import picture, show
@@ -118,7 +119,7 @@ def converse(
         answering = (specialities or {}).get(turn.adapter, system)
         sampling = drawing if turn.answer == "image" else talking
         stream = reply(answering, asked, modality=turn.answer, sampling=sampling, generator=generator)
-        parts = show(stream, console, lambda image: save_image(image, pictures / f"drawing-{next(numbers)}.png"))
+        parts = show(stream, console, lambda image: save_drawing(image, pictures / f"drawing-{next(numbers)}.png"))
         boxes = [part for part in parts if isinstance(part, Box)]
         ends = number + 1 == len(script) or script[number + 1].anew
         if boxes and ends and (pointed := last_picture(asked)) is not None:

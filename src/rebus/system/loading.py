@@ -8,6 +8,7 @@ how large one is.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import pkgutil
@@ -21,6 +22,7 @@ import torch
 from rebus.checkpoint import config_from_json, load_system
 from rebus.errors import RebusError
 from rebus.nn.text_model import quantize_int8
+from rebus.packages import embedded
 from rebus.system.parts import System
 from rebus.system.pretrained import located
 
@@ -81,6 +83,7 @@ def load(
         if dtype is torch.int8:
             quantize_int8(system.lm.llm)
     system.name, system.config = f"{paper_name}:{variant}", config
+    system.weights = _weights_hash(folder, getattr(config, "weights", None))
     return system if adapter is None else adapted(system, adapter)
 
 
@@ -118,6 +121,16 @@ def paper_module(name: str, module: str, lacking: str) -> tuple[ModuleType, Modu
         if error.name != dotted:
             raise
         raise RebusError(f"{name} {lacking}: {paper.__name__} has no module {module!r}. Write one.") from None
+
+
+def _weights_hash(folder: Path | None, name: str | None) -> str:
+    """Sixteen digits that tell these weights and those that they are laid over from all others."""
+    if folder is None and name is None:
+        return "random"
+    saved = load_system(folder or embedded(name or ""))
+    layers = [saved] if saved.base is None else [saved, load_system(saved.folder.parent / saved.base)]
+    digests = sorted(digest for layer in layers for files in layer.files.values() for digest in files.values())
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def _papers() -> list[str]:

@@ -27,7 +27,7 @@ from rebus.sequence import Sequence as Words
 from rebus.system.dice import Dice
 from rebus.system.encoding import encode
 from rebus.system.engine import Engine, Job
-from rebus.visual import Detokenizer, ImageSampling, Progress, VisualTokenizer
+from rebus.visual import Detokenizer, Drawn, Editor, ImageSampling, Progress, VisualTokenizer
 
 Scorer = Callable[[Document, Message], float]
 """How good a reply to a document is; higher is better."""
@@ -51,6 +51,8 @@ class System:
     """where its weights lie; None: they are random, or the paper does not say"""
     adapter: str = ""
     """which speciality it has been given; empty: none"""
+    weights: str = ""
+    """Hash of the weights of all parts, by which what was drawn can be told from what others draw; empty: not known"""
 
     def with_adapter(self, adapter: Path | str) -> System:
         """This system with a speciality: a further one, which shares all weights that the adapter does not bring. This one
@@ -61,6 +63,11 @@ class System:
         from rebus.system.loading import adapted  # which imports this module
 
         return adapted(self, adapter)
+
+    @property
+    def edits(self) -> bool:
+        """Whether drawing can keep what a source image shows."""
+        return isinstance(self.detokenizer, Editor) and self.detokenizer.edits
 
     def stream(
         self,
@@ -244,7 +251,8 @@ class System:
         generators: Sequence[torch.Generator],
         sampling: ImageSampling,
     ) -> Iterator[Progress | Image]:
-        """Images with tokens → `Progress`, then the same images with pixels; without a detokenizer as they are."""
+        """Images with tokens → `Progress`, then the same images with pixels and how they were drawn; without a detokenizer
+        as they are. Every image has a fresh generator."""
         if self.detokenizer is None or not images:
             yield from images
             return
@@ -253,8 +261,13 @@ class System:
             tokens, sources=sources, negatives=[None] * len(tokens), generators=generators, sampling=sampling
         )
         done = iter(images)
-        for drawn in drawing:
-            yield drawn if isinstance(drawn, Progress) else Image(drawn, generated=next(done).generated)
+        seeds = [generator.initial_seed() for generator in generators]
+        how = (
+            Drawn(self.name, self.weights, seed, sampling, source if self.edits else None)
+            for seed, source in zip(seeds, sources, strict=True)
+        )
+        for piece in drawing:
+            yield piece if isinstance(piece, Progress) else Image(piece, None, next(done).generated, next(how))
 
 
 def last_picture(document: Document) -> PIL.Image.Image | None:

@@ -12,6 +12,7 @@ Dimension key: none; tensors are made by the language model
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,7 +125,14 @@ def adapt(system: System, adapter: Path | str) -> System:
         tokenizer=tokenizer.with_grids(speciality.grids).eval() if isinstance(tokenizer, SeedXTokenizer) else tokenizer,
         detokenizer=detokenizer,
         adapter=speciality.name,
+        weights=hash_with(system.weights, saved),
     )
+
+
+def hash_with(weights: str, saved: SavedSystem) -> str:
+    """Sixteen digits that tell these weights under this adapter from all others."""
+    digests = sorted(digest for files in saved.files.values() for digest in files.values())
+    return hashlib.sha256("".join([weights, *digests]).encode()).hexdigest()[:16]
 
 
 def shared(lm: InterleavedLM) -> InterleavedLM:

@@ -25,7 +25,7 @@ from rebus.apps.page import render
 from rebus.apps.patches import kept_over
 from rebus.apps.terminal import picture, show
 from rebus.document import Document, Image, Message, user
-from rebus.images import open_image
+from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
 from rebus.system import reply
 
@@ -149,7 +149,7 @@ def demo(
         del model  # one at a time
         model = load_system(name, err, device=device)
         conversations += converse(
-            model, SHORT, examples, output / "pictures" / name.replace(":", "-"), console, SAMPLING
+            model, SHORT, examples, output / "pictures" / name.replace(":", "-"), console, SAMPLING, DRAWING
         )
     about = (
         f"{system} on {device_name(device)}: {len(SCRIPT)} replies in {talked:.0f} s, exactly as the model gave them."

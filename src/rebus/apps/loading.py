@@ -65,7 +65,7 @@ def load_system(
         needs_no_weights(name, config)
     fetch_base(config, console)
     with saying(f"loading {name}", console):
-        options = {} if adapter is None else {"adapter": adapter}
+        options: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
         return system.load(name, weights=weights, device=chosen, parts=tuple(parts), **options)
 
 

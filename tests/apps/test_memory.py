@@ -19,6 +19,7 @@ from rebus.document import Document, Image, user
 from rebus.errors import RebusError
 from rebus.images import note_of, open_image, to_png
 from rebus.sampling import Sampling
+from rebus.system import reply
 from rebus.visual import Codes, Drawn, Features, ImageSampling
 
 PIXELS = PIL.Image.new("RGB", (8, 6), (10, 20, 30))
@@ -89,6 +90,17 @@ def test_only_what_was_drawn_remembers(tmp_path):
     assert note_of(save_drawing(drawn, tmp_path / "drawn.jpg").read_bytes()) is None  # JPEG has no place for it
     with pytest.raises(RebusError, match="no pixels"):
         save_drawing(Image(generated=Codes(torch.arange(3), "x")), tmp_path / "none.png")
+
+
+def test_the_best_of_several_is_drawn_again_bit_for_bit_too():
+    """Several are drawn side by side; the one that is kept must not remember the company."""
+    system = tiny.system("seed")
+    sampling = Sampling(max_new_tokens=70, temperature=1.0, best_of=5, image=ImageSampling(steps=2))
+    wish = Document((user("Draw a small red house."),))
+    pieces = reply(system, wish, modality="image", sampling=sampling, generator=tiny.generator(1))
+    (image,) = (piece for piece in pieces if isinstance(piece, Image))
+    *_, again = draw_again(system, image.generated, image.drawn)
+    assert difference(image.pixels, again.pixels) == "bit for bit the same"
 
 
 # ------------------------------------------------------------------------------------------------ what strangers write

@@ -20,6 +20,7 @@ from rebus.apps.web.options import build_options
 from rebus.apps.web.session import Question, Reply, Session, answer, compose, otherwise, sampling_of, seed_of
 from rebus.document import Image, user
 from rebus.errors import RebusError
+from rebus.grammar import Modality
 
 Update = dict[Any, Any]
 Starter = tuple[str, Image | None]
@@ -133,7 +134,7 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
         s: Session,
         question: Question,
         system: Any,
-        mode: str,
+        mode: Modality,
         chances: Sequence[Any],
         name: str,
         typed: dict[str, Any],
@@ -183,7 +184,7 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
     # -------------------------------------------------------------------------------------- what happens
 
     def send(
-        s: Session, typed: dict[str, Any], name: str, adapter_name: str, mode: str, *chances: Any
+        s: Session, typed: dict[str, Any], name: str, adapter_name: str, mode: Modality, *chances: Any
     ) -> Iterator[Update]:
         try:
             yield from ready(name, adapter_name, s, typed["text"])
@@ -201,7 +202,7 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
         typed: dict[str, Any],
         name: str,
         adapter_name: str,
-        mode: str,
+        mode: Modality,
         *chances: Any,
     ) -> Iterator[Update]:
         """A button inside the conversation was pressed."""

@@ -7,6 +7,7 @@ from rebus.system.loading import PARTS, known_systems, load
 from rebus.system.parts import Scorer, System
 from rebus.system.plan import Plan, Source, plan
 from rebus.system.pretrained import Portable, text_files
+from rebus.system.readback import read_back, reply
 
 __all__ = [
     "PARTS",
@@ -23,5 +24,7 @@ __all__ = [
     "known_systems",
     "load",
     "plan",
+    "read_back",
+    "reply",
     "text_files",
 ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -165,7 +165,7 @@ class Study:
         """Tables, plots and the verdict, under `out` and, where it is given, under `docs`. Returns the tables."""
         arms, measures = self.arms(), (*MEASURES, STEPS)
         tables = table(arms, measures, records)
-        plots: dict[str, tuple[list[Arm], tuple[Measure, ...], list[Record]]] = {NAME: (arms, MEASURES, records)}
+        plots: dict[str, tuple[list[Arm], Sequence[Measure], list[Record]]] = {NAME: (arms, MEASURES, records)}
         if self.config.language:
             readers = self.readers(records)
             recipe = {k: v for k, v in asdict(self.config).items() if k.startswith("language") or k == "base"}

@@ -113,21 +113,25 @@ def figures(values: Mapping[str, float]) -> str:
 class Journal:
     """The run's `log.jsonl`, and TensorBoard files in `tensorboard/` where that package is installed.
 
-    What an unfinished run logged after the checkpoint at `step` is dropped, since it will be logged again.
+    What an unfinished run logged after the checkpoint at `step` is dropped, since it will be logged again. Of several
+    processes the first alone writes.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / "log.jsonl"
+    def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
+        self.path, self.writes = folder / "log.jsonl", writes
         kept = [r for r in read_journal(self.path) if r["step"] <= step]
         self.evals: dict[str, float] = {}
         self.evaluated: set[float] = set()
         for record in kept:
             self.remember(record)
+        self.board: Any = None
+        if not writes:
+            return
         write_whole(self.path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.board = None
+            pass
         else:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -143,6 +147,8 @@ class Journal:
     def record(self, values: Mapping[str, float]) -> None:
         """Append one record. Raises RebusError when the disk is full."""
         self.remember(values)
+        if not self.writes:
+            return
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(dict(values)) + "\n")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
+from rebus.sequence import Counts
 
 B = TypeVar("B")
 B_co = TypeVar("B_co", covariant=True)
@@ -27,6 +28,15 @@ class HasTotal(Protocol):
 
     @property
     def total(self) -> Tensor: ...
+
+
+class Prepared(Protocol):
+    """A batch made ready: what its losses are means over, and the same batch with losses divided by something else.
+    `rebus.sequence.Collated` is one."""
+
+    @property
+    def counts(self) -> Counts: ...
+    def divided(self, over: Counts) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class Optim:
     clip: float | None = 1.0
     """largest norm of the whole gradient; None does not clip"""
     accumulate: int = 1
-    """batches per optimiser step; the loss is their mean"""
+    """batches per optimiser step; the loss is the mean over all that is in them"""
     ema: float | None = None
     """decay of the average of the weights, warmed up as (1 + n) / (10 + n); None keeps no average"""
     precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
@@ -178,8 +188,9 @@ class Stage(Generic[B]):
     """what logs and error messages call it, such as `seed.stage1_qformer`"""
     module: nn.Module
     """everything the step computes with, frozen parts too; names in `trainable` are names in it"""
-    step: Callable[[Any, B], HasTotal]
-    """loss of one batch, run under autocast"""
+    step: Callable[[Any, Any], HasTotal]
+    """loss of one batch, or of what `prepare` made of it, run under autocast. Without `prepare` it is a mean over the
+    samples of the batch"""
     trainable: list[Trainable]
     """what learns at which rate"""
     data: Resumable[B]
@@ -194,6 +205,9 @@ class Stage(Generic[B]):
     """the stage's frozen dataclass, written beside the weights"""
     generators: dict[str, torch.Generator] = field(default_factory=dict)
     """generators that `step` draws from; their states are part of a checkpoint"""
+    prepare: Callable[[Any, B], Prepared] | None = None
+    """what of a step needs no gradients and no part that learns, such as turning documents into rows. It says what the
+    losses are means over, so that these are divided by the counts of all processes and accumulated batches together"""
 
 
 @dataclass(frozen=True)

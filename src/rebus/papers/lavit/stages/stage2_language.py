@@ -51,7 +51,7 @@ from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
 from rebus.system import System
-from rebus.train import Optim, Stage
+from rebus.train import Optim, Stage, parallel
 
 NAME = "lavit.stage2_language"
 
@@ -150,7 +150,8 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
         data=mixture(data, PRETRAIN, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -202,9 +203,10 @@ def stage(
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         gates=ability_gates(config.gates, system, pictures, WATCHED, template="plain"),
         optim=config.optim,

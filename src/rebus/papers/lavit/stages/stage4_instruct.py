@@ -42,7 +42,7 @@ from rebus.papers.lavit.stages.stage2_language import recorded, saved_tokenizer
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
 from rebus.system import System
-from rebus.train import Optim, Stage
+from rebus.train import Optim, Stage, parallel
 
 NAME = "lavit.stage4_instruct"
 
@@ -113,7 +113,8 @@ def stage(
         return Stage(
             name=NAME,
             module=module,
-            step=lambda module, batch: module(batch),
+            step=lambda module, rows: module(rows),
+            prepare=lambda module, batch: module.prepare(batch),
             trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
             data=mixture(data, INSTRUCT, batch=config.source_batch, seed=config.seed),
             optim=config.optim,
@@ -134,9 +135,10 @@ def stage(
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         gates=ability_gates(config.gates, system, pictures, WATCHED, template="chat"),
         optim=config.optim,

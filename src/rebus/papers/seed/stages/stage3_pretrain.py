@@ -34,7 +34,7 @@ from rebus.document import Document
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import InterleavedLM, Losses, losses_over
+from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.new_rows import CodebookRows, Rows
@@ -45,8 +45,9 @@ from rebus.papers.seed.mixture import PRETRAIN as SOURCES
 from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, V1_MINI, SeedConfig
+from rebus.sequence import Collated, collated
 from rebus.system import System, encode
-from rebus.train import Optim, Stage, Trainable
+from rebus.train import Optim, Stage, Trainable, parallel
 
 WATCHED = {"caption": "caption", "draw": "draw"}
 """Kinds of documents that are asked where gates watch."""
@@ -73,7 +74,7 @@ class Config:
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the frozen base model. Rows and adapters that learn are float32 in both."""
+    """Number format of the frozen base model. Collated and adapters that learn are float32 in both."""
     lr: float = 1.5e-4
     """Peak learning rate of the adapters."""
     row_lr: float = 1.5e-4
@@ -153,11 +154,21 @@ class LanguageTraining(nn.Module):
         self.loss: LossKind = loss
         self.pack = pack
 
-    def forward(self, documents: list[Document]) -> Losses:
-        """Images become codes, documents become sequences, sequences a batch."""
+    def prepare(self, documents: list[Document]) -> Collated:
+        """Images become codes, documents become sequences, sequences rows."""
         encoded = encode(self.tokenizer, documents, replies="generation")
         sequences = [self.grammar.serialize(d, template=self.template, loss=self.loss) for d in encoded]
-        return losses_over(self.lm, sequences, pack=self.pack, pad_id=self.grammar.special.pad)
+        return collated(
+            sequences,
+            pack=self.pack,
+            least=min(2, parallel.world_size()),
+            pad_id=self.grammar.special.pad,
+            device=self.lm.llm.device,
+        )
+
+    def forward(self, batch: list[Document] | Collated) -> Losses:
+        """The mean over all words that are learned."""
+        return self.lm.losses(batch if isinstance(batch, Collated) else self.prepare(batch))
 
 
 def training(
@@ -191,7 +202,8 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
     return Stage(
         name="seed.stage3_pretrain",
         module=tuning.fresh(given, "plain"),
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=trainable(config),
         data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -239,9 +251,10 @@ def stage(
     return Stage(
         name="seed.stage3_pretrain",
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=trainable(config),
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         gates=ability_gates(config.gates, system, pictures, WATCHED, template=config.template),
         optim=config.optim,

@@ -31,7 +31,7 @@ from rebus.papers.seed.mixture import INSTRUCT as SOURCES
 from rebus.papers.seed.stages.stage3_pretrain import language_weights, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.system import System
-from rebus.train import Optim, Stage, Trainable
+from rebus.train import Optim, Stage, Trainable, parallel
 
 WATCHED = {"caption": "describe", "draw": "request"}
 """Kinds of documents that are asked where gates watch."""
@@ -96,7 +96,8 @@ def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None, b
     return Stage(
         name="seed.stage4_instruct",
         module=module,
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=[Trainable(pattern, config.lr) for pattern in patterns],
         data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -132,9 +133,10 @@ def stage(
     return Stage(
         name="seed.stage4_instruct",
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=[Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)],
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         gates=ability_gates(config.gates, system, pictures, WATCHED, template="chat"),
         optim=config.optim,

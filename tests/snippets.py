@@ -86,6 +86,9 @@ def on_paper(words: list[str]) -> str | None:
             return None if asked and set(asked) <= set(targets) else f"the Makefile has no target {asked}"
         case ["bash", script, *_] | ["python" | "python3", script, *_] if script.endswith((".sh", ".py", "/run")):
             return None if (ROOT / script).is_file() else f"there is no {script}"
+        case ["curl", *_, address]:
+            path = re.sub(r"https?://[^/]+", "", address)
+            return None if path in served() else f"the server has no route {path}"
         case ["source", ".venv/bin/activate"] | ["python3", "-m", "venv", ".venv"]:
             return None
         case [".venv/bin/pip" | "pip", "install", *rest]:
@@ -94,6 +97,12 @@ def on_paper(words: list[str]) -> str | None:
             missing = [file for file in files if not (ROOT / file).is_file()]
             return None if named <= EXTRAS and not missing else f"no extra {named - EXTRAS} or no file {missing}"
     return "no test knows how to check this command"
+
+
+def served() -> set[str]:
+    """The paths of the server's routes."""
+    texts = [file.read_text() for file in (ROOT / "src/rebus/apps/server").glob("*.py")]
+    return {path for text in texts for path in re.findall(r'@\w+\.(?:get|post|delete)\("([^"]+)"', text)}
 
 
 def named_modules(page: Path) -> set[str]:

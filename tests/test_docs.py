@@ -9,13 +9,16 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import openai
 import pytest
+from tests import serving, tiny
 from tests.snippets import (
     PAGES,
     ROOT,
@@ -26,11 +29,13 @@ from tests.snippets import (
     named_modules,
     on_paper,
     runs,
+    served,
     unprefixed,
 )
 
 import rebus.system
 from rebus.apps import cli, loading
+from rebus.apps.server.settings import ServerConfig
 
 LOAD = rebus.system.load
 SOURCE = ROOT / "src/rebus"
@@ -60,6 +65,19 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "fetch_base", lambda base, console: None)
 
 
+@pytest.fixture
+def answered(monkeypatch):
+    """A server for what asks one on this machine; its seed:mini is a tiny one."""
+    official = openai.OpenAI
+    with serving.running({"seed:mini": tiny.fresh("seed")}) as server:
+
+        def client(*, base_url, api_key):
+            return official(base_url=base_url.replace("http://127.0.0.1:8000", server.url), api_key=api_key)
+
+        monkeypatch.setattr(openai, "OpenAI", client)
+        yield
+
+
 def check_command(block: Block, words: list[str]) -> None:
     words = unprefixed(words)
     if words[0] != "rebus":
@@ -75,7 +93,9 @@ def check_command(block: Block, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_shows_works(page, reader):
+def test_what_a_page_shows_works(page, reader, request):
+    if page.name == "server.md":
+        request.getfixturevalue("answered")
     names: dict[str, object] = {"__name__": "snippet"}
     for block in blocks(page):
         match block.language:
@@ -116,6 +136,14 @@ def test_what_a_page_names_is_there(page):
         for attribute in parts[cut:]:
             assert hasattr(found, attribute), f"{page.name} names {name}, and there is no {attribute}"
             found = getattr(found, attribute)
+
+
+def test_the_tables_of_the_server_are_its_routes_and_limits():
+    page = (ROOT / "docs/reference/server.md").read_text()
+    routes = {path.replace(":path", "") for path in served()}
+    assert set(re.findall(r"^\| `(?:GET|POST|DELETE) (\S+)`", page, re.M)) == routes
+    for option, default in re.findall(r"^\| `--([\w-]+)` \| (\S+) \|", page, re.M):
+        assert str(getattr(ServerConfig(), option.replace("-", "_"))) == default
 
 
 def test_the_table_of_verbs_is_the_command_line():

@@ -41,7 +41,7 @@ from rebus.train.log import read_journal
 from rebus.visual import Codes, Patches
 
 SHORT = Optim(steps=2, precision="fp32")
-FIRST = stage1a_selector.Config(loss=RECONSTRUCTION, noise=(1.0, 0.5), batch=4, lr=1e-3, optim=SHORT)
+FIRST = stage1a_selector.Config(loss=RECONSTRUCTION, drawn=0.5, batch=4, lr=1e-3, optim=SHORT)
 SECOND = stage1b_codebook.Config(loss=RECONSTRUCTION, batch=4, lr=1e-3, revive_every=2, optim=SHORT)
 LANGUAGE = {"system": SYSTEM, "selection": "threshold", "batch": 2, "lr": 1e-2, "row_lr": 1e-2, "optim": SHORT}
 THIRD = stage2_language.Config(**LANGUAGE, row_start="captions", mix={"caption": 0.5, "draw": 0.5}, seed=1)
@@ -100,13 +100,14 @@ def test_the_papers_numbers_are_the_defaults() -> None:
     assert stage2_language.CONFIGS["paper"].visual_loss_in_image_text
 
 
-def test_the_noise_falls_as_the_config_says(work: Path) -> None:
-    module = stage1a_selector.SelectorTraining(FIRST, torch.Generator())
+def test_patches_are_drawn_as_long_as_the_config_says() -> None:
+    module = stage1a_selector.SelectorTraining(replace(FIRST, optim=replace(SHORT, steps=4)), torch.Generator())
     scales = []
-    for _ in range(3):
-        scales.append(module.scale())
+    for _ in range(4):
         module.done += 1
-    assert scales == [1.0, 0.75, 0.5]
+        scales.append(module.scale())
+    assert scales == [1.0, 1.0, 0.0, 0.0]
+    assert stage1a_selector.SelectorTraining(stage1a_selector.CONFIGS["mini"], torch.Generator()).scale() == 1.0
 
 
 def test_a_resumed_run_is_the_unbroken_run(work: Path, tmp_path: Path) -> None:

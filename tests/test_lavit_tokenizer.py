@@ -14,7 +14,15 @@ from rebus.errors import RebusError
 from rebus.nn.vit import ViT
 from rebus.papers.lavit.merger import Merger, MergerConfig
 from rebus.papers.lavit.projectors import LavitInputProjector
-from rebus.papers.lavit.selector import KEEP, at_least_one, gumbel_noise, keep_best, keep_likely, keep_sampled
+from rebus.papers.lavit.selector import (
+    KEEP,
+    at_least_one,
+    gumbel_noise,
+    keep_best,
+    keep_expected,
+    keep_likely,
+    keep_sampled,
+)
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import TINY
 from rebus.visual import Codes, Features, Patches
@@ -84,6 +92,16 @@ def test_a_budget_keeps_the_likeliest_patches() -> None:
         assert (kept.amin(1) >= dropped.amax(1)).all()
     same = torch.zeros(1, 9, 2)
     assert keep_best(same, 3)[0].nonzero().flatten().tolist() == [0, 1, 2]
+
+
+def test_the_expected_number_is_what_draws_keep_on_average_and_the_likeliest() -> None:
+    p_IN = torch.tensor([[0.9, 0.2, 0.6, 0.3], [0.01, 0.02, 0.01, 0.01], [0.99, 0.99, 0.98, 0.99]])
+    logp_IN2 = torch.stack([p_IN, 1 - p_IN], -1).log()
+    assert keep_expected(logp_IN2).int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]]
+    coin_IN2 = torch.tensor([1 / 3, 2 / 3]).log().expand(2, 64, 2)
+    assert keep_expected(coin_IN2).sum(1).tolist() == [21, 21] and not keep_likely(coin_IN2).any()
+    decided_IN2 = torch.tensor([[1 - 1e-6, 1e-6], [1e-6, 1 - 1e-6]]).log()[[0, 1, 1, 0]].expand(1, 4, 2)
+    assert torch.equal(keep_expected(decided_IN2), keep_likely(decided_IN2))
 
 
 def test_an_image_keeps_at_least_its_likeliest_patch() -> None:

@@ -126,7 +126,7 @@ def check_start(module: LanguageTraining) -> None:
 def test_each_stage_trains_its_part_alone(trained: Trained) -> None:
     parts = {f"tokenizer.{part}" for part in stage2_codebook.PARTS}
     assert trained.changed["seed.stage2_codebook"] == parts
-    assert trained.changed["seed.detokenizer"] == {"detokenizer.denoiser"}
+    assert trained.changed["seed.detokenizer"] == {"detokenizer.denoiser", "detokenizer.draft"}
     assert trained.changed["seed.stage3_pretrain"] == {"lm.llm"}
     module = trained.stages["seed.stage3_pretrain"].module
     learned = {name for name, x in module.named_parameters() if x.requires_grad}
@@ -154,7 +154,7 @@ def test_the_system_is_packed_loaded_and_unpacked(
     saved = pack(trained.work, tmp_path / "seed-v1-mini", "v1-mini")
     assert (saved.name, saved.base, saved.source) == ("seed:v1-mini", "mini", "trained by runs/seed_v1_mini.sh")
     assert not [name for name in saved.tensors("tokenizer") if name.startswith(("visual_encoder.", "head.shrink."))]
-    assert {name.partition(".")[0] for name in saved.tensors("detokenizer")} == {"denoiser"}
+    assert {name.partition(".")[0] for name in saved.tensors("detokenizer")} == {"denoiser", "draft"}
     system = load("seed:v1-mini", weights=tmp_path / "seed-v1-mini", dtype=torch.float32)
     assert isinstance(system.detokenizer, StatesDetokenizer)
     module = trained.stages["seed.detokenizer"].module
@@ -186,9 +186,11 @@ def test_a_negative_image_takes_the_place_of_nothing() -> None:
     with torch.no_grad():
         told, away = made.conditions([first, first], [None, second], generators, ImageSampling())
         other, _ = made.conditions([second], [None], generators[:1], ImageSampling())
-    assert told.tokens_ISC.shape == (2, 64, 192) and not told.vector_ID.any() and not told.extra_Iehw.any()
-    assert not away.tokens_ISC[0].any() and not away.vector_ID.any()
+        torch.testing.assert_close(told.extra_Iehw, made.draft(told.tokens_ISC))
+    assert told.tokens_ISC.shape == (2, 64, 192) and not told.vector_ID.any()
+    assert not away.tokens_ISC[0].any() and not away.vector_ID.any() and not away.extra_Iehw[0].any()
     torch.testing.assert_close(away.tokens_ISC[1], other.tokens_ISC[0])
+    torch.testing.assert_close(away.extra_Iehw[1], other.extra_Iehw[0])
 
 
 def test_prompts_are_the_papers_on_the_minis_marks() -> None:
@@ -238,7 +240,7 @@ def test_without_weights_it_says_how_they_are_made() -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RebusError, match="two or more states of width 192, but this tokenizer's head is 'mlp'"):
+    with pytest.raises(RebusError, match="reads 64 states of width 192, but this tokenizer's head is 'mlp'"):
         mini_detokenizer(SYSTEM.detokenizer, SeedTokenizer(FIRST))
     with pytest.raises(RebusError, match="64 patch features of width 192, .* gives 7 of"):
         stage2_codebook.stage(replace(SECOND, tokenizer=replace(TOKENIZER, reverse_queries=7)), tmp_path)

@@ -5,18 +5,37 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from lavit_mini import RECONSTRUCTION, write_work
+from lavit_mini import RECONSTRUCTION, SYSTEM, write_work
 from rebus.apps import studies as app
 from rebus.errors import RebusError
+from rebus.evals.complexity import correlation, gradient_energy, png_bytes
 from rebus.mini.frozen import Frozen
-from rebus.studies import lavit_tokens as s
+from rebus.studies import lavit_arms as s
+from rebus.studies import lavit_language, lavit_verdict, limit
+from rebus.studies.arms import Record
+from rebus.studies.lavit_figures import MEASURES, name_of, named_alike
+from rebus.studies.lavit_tokens import Study, study
 from rebus.train.optimiser import select
 
+TINY_BASE = SYSTEM.language.base
 LOSS = replace(RECONSTRUCTION, draft=None, draft_weight=0.0)
-TINY = s.Config(loss=LOSS, rows=2, columns=3, steps=2, batch=4, n=6)
+TINY = s.Config(
+    loss=LOSS,
+    rows=2,
+    columns=3,
+    steps=2,
+    batch=4,
+    n=6,
+    base=TINY_BASE,
+    language_steps=2,
+    language_batch=4,
+    language_n=6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,25 +113,130 @@ def test_names_are_read_from_captions():
         "an umbrella on ground, on a pink background": "an umbrella on ground",
         "a tram car in EmojiOne style, on an orange background": "a tram car",
     }.items():
-        assert s.name_of(caption) == name
+        assert name_of(caption) == name
 
 
 def test_the_name_probe_and_the_correlation():
     x_IC = torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1.0], [-1.0, -1]])
-    assert s.named_alike(x_IC, ["a", "a", "b", "c"]) == 1.0
-    assert s.named_alike(x_IC, ["a", "b", "a", "c"]) == 0.0
+    assert named_alike(x_IC, ["a", "a", "b", "c"]) == 1.0
+    assert named_alike(x_IC, ["a", "b", "a", "c"]) == 0.0
     a_I = torch.tensor([1.0, 2, 3])
-    assert s.correlation(a_I, 2 * a_I + 1) == pytest.approx(1)
-    assert s.correlation(a_I, torch.ones(3)) == 0
+    assert correlation(a_I, 2 * a_I + 1) == pytest.approx(1)
+    assert correlation(a_I, torch.ones(3)) == 0
 
 
-def test_all_arms_are_measured_and_kept(work, tmp_path):
-    whole = s.Study(TINY, work, tmp_path, lambda line: None)
-    for kind in ("learned", "codes", "queries"):
-        arm = whole.trained(kind, 0, tmp_path / kind)
-        assert int(arm.done) == 2
-        figures = s.measured(arm, whole.data, TINY.n)
-        assert figures.keys() == {measure.name for measure in s.MEASURES}
-        assert -1 <= figures["cosine"] <= 1 and 1 <= figures["tokens"] <= 64
-        assert 0 <= figures["named"] <= 1
-    assert figures["tokens"] == 6 and figures["deviation"] == 0 and figures["cosine"] == figures["at_budget"]
+def test_a_flat_picture_is_simple_and_noise_is_not():
+    flat = PIL.Image.new("RGB", (64, 64), (200, 10, 10))
+    half = flat.copy()
+    half.paste((255, 255, 255), (0, 0, 32, 64))
+    noise = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for measure in (png_bytes, gradient_energy):
+        assert (measure([flat, half, noise]).diff() > 0).all()
+    step = (0.299 * 200 + 0.587 * 10 + 0.114 * 10 - 255) / 255  # one edge of 63 places in each row
+    assert gradient_energy([flat, half])[1].item() == pytest.approx(step**2 / 63, rel=0.02)
+    assert png_bytes([half])[0] == png_bytes([half.resize((128, 128), PIL.Image.Resampling.NEAREST)])[0]
+
+
+# ------------------------------------------------------------------------------------------------ the limit of time
+
+
+def test_steps_are_what_the_minutes_allow_and_stay_so(tmp_path):
+    calls = []
+
+    def step():
+        calls.append(0)
+        return 0.5
+
+    assert limit.affordable(tmp_path, "arms", 500, 1.0, step) == 96  # 80 % of 60 s at half a second each
+    assert limit.affordable(tmp_path, "arms", 500, 1.0, step) == 96 and len(calls) == 4
+    assert limit.affordable(tmp_path, "arms", 50, 1.0, step) == 50
+    assert limit.affordable(tmp_path, "arms", 500, 1e-9, step) == 1
+
+
+def test_an_arm_stops_when_its_time_is_over_and_keeps_its_weights(work, tmp_path, monkeypatch):
+    whole = Study(replace(TINY, steps=50), work, tmp_path, print)
+    whole.steps = 50
+    clock = iter(range(1000))
+    monkeypatch.setattr(limit.time, "monotonic", lambda: 15.0 * next(clock))
+    whole.config = replace(whole.config, minutes=1.0)
+    arm, taken = whole.trained("grid", 0, tmp_path / "grid-0")
+    assert taken == int(arm.done) == 4
+    found = load_file(tmp_path / "grid-0" / "weights.safetensors")
+    assert torch.equal(found["tokenizer.to_code.0.weight"], arm.tokenizer.to_code[0].weight)
+
+
+# ------------------------------------------------------------------------------------------------ the verdict
+
+
+def made(**means: dict[str, tuple[float, ...]]) -> list[Record]:
+    """Records of all arms: given figures by seed, for the rest 0.5."""
+    figures = [measure.name for measure in MEASURES]
+    records = []
+    for arm in s.KINDS:
+        given = means.get(arm, {})
+        for seed in range(3):
+            held = {name: given.get(name, (0.5,) * 3)[seed] for name in figures}
+            records.append(Record(arm, seed, held, 1.0))
+    return records
+
+
+def test_better_is_what_exceeds_the_spread_of_the_seeds():
+    records = made(learned={"at_budget": (0.80, 0.81, 0.82)}, grid={"at_budget": (0.78, 0.79, 0.80)})
+    compared = lavit_verdict.against(records, "learned", "grid", "at_budget")
+    assert compared.says == "no different" and compared.spread == pytest.approx(0.02)
+    records = made(learned={"at_budget": (0.80, 0.81, 0.82)}, grid={"at_budget": (0.77, 0.78, 0.79)})
+    assert lavit_verdict.against(records, "learned", "grid", "at_budget").says == "better"
+    assert lavit_verdict.against(records, "grid", "learned", "at_budget").says == "worse"
+    assert lavit_verdict.against(records, "grid", "learned", "at_budget", higher=False).says == "better"
+    one = [record for record in records if record.seed == 0]
+    assert lavit_verdict.against(one, "learned", "grid", "at_budget").says == "unknown"
+
+
+def test_the_verdict_follows_the_records():
+    def said(**means):
+        found = lavit_verdict.findings(made(**means))
+        return [finding.yes for finding in found], lavit_verdict.conclusion(found)
+
+    good = {"at_budget": (0.9, 0.9, 0.9), "cosine": (0.9,) * 3, "decided": (0.9,) * 3, "complexity": (0.5,) * 3}
+    yes, text = said(learned=good)
+    assert yes == [True, True, True, True, True]
+    assert "choice helps, the merger helps, and lengths are dynamic" in text and "worth its parameters" in text
+    yes, text = said(learned=good, pooled={"at_budget": (0.95, 0.95, 0.95)})
+    assert yes[3] is False and "drop the selector" in text
+    yes, _ = said(learned=good, grid={"at_budget": (0.9, 0.9, 0.9)})
+    assert yes[0] is False
+    yes, _ = said(learned=good | {"decided": (0.7,) * 3})  # 2.3 times as much between pictures as between draws
+    assert yes[1] is False
+    one = [record for record in made(learned=good) if record.seed == 0]
+    assert "One seed is no evidence" in lavit_verdict.conclusion(lavit_verdict.findings(one))
+
+
+def test_the_whole_study_writes_its_document(work, tmp_path):
+    config = replace(TINY, language=True)
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    text = study(config, work, out, seeds=(0, 1), docs=docs)
+    assert (docs / "lavit_tokens.md").read_text() == (out / "lavit_tokens.md").read_text() == text
+    for name in ("lavit_tokens.png", "lavit_tokens_language.png"):
+        assert (docs / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in text
+    assert "2 seeds" in text and "steps 2" in text and "**Verdict.**" in text
+    for title in (*s.KINDS.values(), "A language model that reads the tokens"):
+        assert title in text
+    records = sorted(path.name for path in out.glob("*-0.json"))
+    assert len(records) == len(s.KINDS) + 3 and sum(name.startswith("language-") for name in records) == 3
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    assert study(config, work, out, seeds=(0, 1), docs=docs) == text  # nothing is run again
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.json")} == before
+
+
+def test_tokens_of_an_arm_are_read_and_captions_are_told_apart(work):
+    data = Frozen(work)
+    arm = s.TokensArm("grid", TINY, 0)
+    shown = lavit_language.seen(arm, data, "val", np.arange(6))
+    assert [len(tokens) for tokens in shown.tokens] == [6] * 6 and shown.names[0] == "a thing 0"
+    reader = lavit_language.Reader(TINY, 192, 0)
+    laid = lavit_language.lay(reader.text, shown.tokens[0], "a thing 0")
+    assert laid.input_spans == [(0, 6)] and sum(laid.target) == len(laid) - 6
+    found = lavit_language.asked(reader, shown)
+    assert found["nats"] > 0 and 0 <= found["chosen"] <= 1
+    others = lavit_language._others(["a", "b", "a", "c"])
+    assert others == [[1, 3], [2, 3, 0], [3, 1], [0, 1, 2]]

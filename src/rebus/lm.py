@@ -7,6 +7,7 @@ Dimension key: B batch · L length · D language-model width · V vocabulary · 
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.nn.row_cache import RowCache
 from rebus.nn.text_model import TextModel
-from rebus.sequence import Batch, Sequence, collate
+from rebus.sequence import Batch, Sequence, by_length, collate
 from rebus.visual import Features, Patches
 
 
@@ -130,6 +131,29 @@ def next_token_loss(llm: TextModel, hidden_BLD: Tensor, batch: Batch) -> Tensor:
     if not len(logits_TV):
         return hidden_BLD.sum() * 0.0
     return F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL])
+
+
+def losses_over(lm: InterleavedLM, sequences: Many[Sequence], *, pack: int | None, pad_id: int) -> Losses:
+    """The losses of sequences, as they are trained on: without `pack` a row for each; with it those of at most that many
+    words share rows of that length, and longer ones rows as long as the longest (`by_length`). Packing changes what is
+    computed and not what is found: the mean is over all words that are learned, whichever row they stand in."""
+    groups = [(list(sequences), None)] if pack is None else by_length(list(sequences), pack)
+    batches = [collate(some, pack=row, pad_id=pad_id).to(lm.llm.device) for some, row in groups]
+    if len(batches) == 1:
+        return lm(batches[0])
+    found = [lm(batch) for batch in batches]
+    text = _mean([losses.text for losses in found], [int(batch.target_BL[:, 1:].sum()) for batch in batches])
+    drawn = [(losses.image, int(b.output_BL.sum())) for losses, b in zip(found, batches, strict=True)]
+    some = [(image, slots) for image, slots in drawn if image is not None]
+    if not some:
+        return Losses(text, text, None)
+    image = _mean([image for image, _ in some], [slots for _, slots in some])
+    return Losses(text + lm.image_weight * image, text, image)
+
+
+def _mean(values: Many[Tensor], counts: Many[int]) -> Tensor:
+    """The mean of means over `counts` things each."""
+    return torch.stack([count * value for count, value in zip(counts, values, strict=True)]).sum() / max(1, sum(counts))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import rebus.system
 from rebus.apps import cli, loading
-from rebus.document import Box, Document, Image
+from rebus.document import Box, Document, Image, Message
 from rebus.errors import RebusError
 from rebus.visual import Codes, Progress
 
@@ -78,6 +78,14 @@ class FakeSystem:
                 yield Box(0.5, 0.5, 0.25, 1)
         finally:
             self.closed += 1
+
+    def generate(self, documents, *, modality, sampling, generators, scorer, rows) -> list[Message]:
+        assert sampling.best_of > 1 and callable(scorer)
+        streams = [
+            self.stream(document, modality=modality, sampling=sampling, generator=generator)
+            for document, generator in zip(documents, generators, strict=True)
+        ]
+        return [Message("assistant", tuple(p for p in stream if not isinstance(p, Progress))) for stream in streams]
 
 
 @pytest.fixture

@@ -42,6 +42,15 @@ def test_draw_saves_a_picture(run, system, tmp_path):
     assert call["sampling"].image.steps == 3 and call["generator"].initial_seed() == 5
 
 
+def test_draw_keeps_the_best_of_several(run, system, tmp_path):
+    car = tmp_path / "car.png"
+    assert run("draw", "a red car", "-o", car, "--best-of", "4", "--temperature", "0.8").code == 0
+    assert system.calls[1]["sampling"].best_of == 4 and car.exists()
+    ran = run("draw", "a red car", "-o", tmp_path / "other.png", "--best-of", "4")
+    assert ran.code == 2 and "at temperature 0 they are all the same" in ran.err
+    assert not (tmp_path / "other.png").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "style", "request_"),
     [

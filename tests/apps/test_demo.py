@@ -26,7 +26,7 @@ def examples(tmp_path):
 
 
 def test_the_demo_writes_a_page_and_says_what_is_next(system, examples, tmp_path, capsys):
-    demo.demo(examples=examples, output=tmp_path / "demo")
+    demo.demo(examples=examples, output=tmp_path / "demo", others=())
     page = (tmp_path / "demo" / "index.html").read_text()
     drawn = sum(turn.answer != "text" for turn in demo.SCRIPT)
     shown = sum(turn.shows is not None for turn in demo.SCRIPT)
@@ -34,6 +34,20 @@ def test_the_demo_writes_a_page_and_says_what_is_next(system, examples, tmp_path
     assert len(list((tmp_path / "demo" / "pictures").iterdir())) == drawn
     said = capsys.readouterr().out
     assert "chat" in said and 'draw "' in said and "index.html" in said
+
+
+def test_others_have_their_say_where_their_weights_are_there(system, examples, tmp_path, capsys, monkeypatch):
+    from tests import tiny
+
+    assert demo.there(["lavit:tiny", "seed:mini", "nobody:mini"]) == ["lavit:tiny", "seed:mini"]
+    monkeypatch.setattr(demo, "where_weights", lambda name, config: "absent")
+    assert demo.there(["lavit:tiny"]) == []
+    chooser, folder = tiny.system("lavit"), tmp_path / "kept"
+    for number in (1, 2):
+        demo.show_kept(chooser, PIL.Image.linear_gradient("L").convert("RGB"), folder, Console(file=io.StringIO()))
+        assert len(list(folder.glob("kept-*.png"))) == number
+    demo.show_kept(tiny.system("seed"), PIL.Image.new("RGB", (8, 8)), folder, Console(file=io.StringIO()))
+    assert len(list(folder.glob("kept-*.png"))) == 2  # a system that does not choose has nothing to show
 
 
 def test_the_script_shows_what_is_promised():
@@ -65,5 +79,5 @@ def test_large_pictures_are_not_enlarged():
 
 def test_the_terminal_of_a_demo_shows_questions(system, examples, tmp_path):
     console = Console(file=io.StringIO(), width=80)
-    demo.converse(system, demo.SCRIPT[:1], examples, tmp_path, console, None)
+    demo.converse(system, demo.SCRIPT[:1], examples, tmp_path, console, demo.SAMPLING, demo.SAMPLING)
     assert f"you › {demo.SCRIPT[0].says}" in console.file.getvalue()

@@ -30,6 +30,7 @@ from rebus.apps.files import numbered, read_codes
 from rebus.apps.guard import guarded
 from rebus.apps.loading import about, load_system, variants, where_weights
 from rebus.apps.options import (
+    BestOf,
     Device,
     MaxTokens,
     Picture,
@@ -50,6 +51,7 @@ from rebus.document import Document, Image, user
 from rebus.errors import RebusError
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
+from rebus.system import reply
 from rebus.visual import Codes, ImageSampling, Progress
 
 out = Console(highlight=False)
@@ -138,17 +140,23 @@ def draw(
     seed: Seed = 0,
     steps: Steps = None,
     temperature: Temperature = 0.0,
+    best_of: BestOf = 1,
     safety: Safety = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Draw a picture from words."""
     wish = drawing_request(not_empty(text, "text"), style)
+    if best_of > 1 and not temperature:
+        raise RebusError(
+            f"The best of {best_of} drawings was asked for, but at temperature 0 they are all the same. "
+            "Give a --temperature above 0, such as 0.8."
+        )
     model = load_system(system, err, weights=weights, device=device, parts=("lm", "detokenizer"))
     check_drawings(model, safety)
-    sampling = Sampling(temperature=temperature, image=ImageSampling(steps=steps))
+    sampling = Sampling(temperature=temperature, best_of=best_of, image=ImageSampling(steps=steps))
     generator = torch.Generator().manual_seed(seed)
-    stream = model.stream(Document((user(wish),)), modality="image", sampling=sampling, generator=generator)
+    stream = reply(model, Document((user(wish),)), modality="image", sampling=sampling, generator=generator)
     drawn = [part for part in show(stream, out, lambda pixels: save_image(pixels, output)) if isinstance(part, Image)]
     if not drawn or drawn[-1].pixels is None:
         raise RebusError(f"{system} drew nothing for {text!r}. Try other words or another --seed.")

@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import PIL.Image
 import torch
 import tyro
 from rich.console import Console
@@ -18,12 +19,14 @@ from rich.text import Text
 
 from rebus.apps.files import write_whole
 from rebus.apps.guard import guarded
-from rebus.apps.loading import load_system
+from rebus.apps.loading import load_system, variants, where_weights
 from rebus.apps.page import render
+from rebus.apps.patches import kept_over
 from rebus.apps.terminal import picture, show
 from rebus.document import Document, Image, Message, user
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
+from rebus.system import reply
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,32 @@ SCRIPT = (
     Turn("Give me two examples from animals and nature, each with a picture.", anew=True),
 )
 
+OTHERS = ("lavit:mini",)
+"""Models that have their say behind the first, where their weights are there."""
+SHORT = (
+    Turn("What is in this picture?", shows="red-apple-noto.png", answer="text"),
+    Turn("Draw a snowman in Noto style.", answer="image", anew=True),
+)
+"""What they are asked."""
+
 SAMPLING = Sampling(max_new_tokens=256, guidance=1.5)
 """Greedy, with a little guidance, which gives drawings more of their shape."""
 
+DRAWING = replace(SAMPLING, temperature=0.8, best_of=8)
+"""Where only a picture is asked for: of several the one that the model itself recognises best."""
+
 
 def converse(
-    system: Any, script: Sequence[Turn], examples: Path, pictures: Path, console: Console, sampling: Any
+    system: Any,
+    script: Sequence[Turn],
+    examples: Path,
+    pictures: Path,
+    console: Console,
+    talking: Sampling,
+    drawing: Sampling,
 ) -> list[Document]:
-    """Plays the script with a System, showing it as it goes; returns the conversations."""
+    """Plays the script with a System, showing it as it goes; returns the conversations. `talking` is how replies are
+    sampled, `drawing` how those that are a picture."""
     conversations: list[Document] = []
     numbers = itertools.count(1)
     for turn in script:
@@ -69,36 +90,66 @@ def converse(
             pixels = open_image(examples / turn.shows)
             console.print(picture(pixels, console), end="")
             console.print(Text(str(examples / turn.shows), "dim"))
+            show_kept(system, pixels, pictures, console)
             message = user(Image(pixels), *question)
         else:
             message = user(*question)
         console.print(Text.assemble(("you › ", "bold blue"), turn.says))
         asked = conversations[-1].add(message)
         generator = torch.Generator().manual_seed(turn.seed)
-        stream = system.stream(asked, modality=turn.answer, sampling=sampling, generator=generator)
+        sampling = drawing if turn.answer == "image" else talking
+        stream = reply(system, asked, modality=turn.answer, sampling=sampling, generator=generator)
         parts = show(stream, console, lambda image: save_image(image, pictures / f"drawing-{next(numbers)}.png"))
         conversations[-1] = asked.add(Message("assistant", parts))
         console.print()
     return conversations
 
 
+def show_kept(system: Any, pixels: PIL.Image.Image, folder: Path, console: Console) -> None:
+    """Of a system that chooses patches: the picture with those that it keeps, also as a file."""
+    if not hasattr(system.tokenizer, "choose"):
+        return
+    (seen,) = system.tokenizer.encode([Image(pixels)], {"understanding"}, generators=[torch.Generator().manual_seed(0)])
+    mask, keep_N = kept_over(seen, system.name), seen.understood.keep_N
+    console.print(picture(mask, console), end="")
+    saved = save_image(mask, folder / f"kept-{len(list(folder.glob('kept-*'))) + 1}.png")
+    console.print(Text(f"{int(keep_N.sum())} of {len(keep_N)} patches are kept: {saved}", "dim"))
+
+
+def there(names: Sequence[str]) -> list[str]:
+    """The models among these whose weights are there."""
+    return [name for name, config in variants() if name in names and where_weights(name, config) != "absent"]
+
+
 def demo(
-    system: str = "seed:mini", examples: Path = Path("examples"), output: Path = Path("demo"), device: str = "auto"
+    system: str = "seed:mini",
+    examples: Path = Path("examples"),
+    output: Path = Path("demo"),
+    device: str = "auto",
+    others: tuple[str, ...] = OTHERS,
 ) -> None:
-    """A scripted conversation with a model.
+    """A scripted conversation with a model, and a short one with each of some others.
 
     Args:
         system: which model: NAME:VARIANT
         examples: the folder of the pictures that are shown to it
         output: the folder for index.html and the pictures that it draws
         device: cpu, cuda, mps, or auto for the best that is there
+        others: models that are asked a little too, where their weights are there
     """
     console, err = Console(highlight=False), Console(stderr=True, highlight=False)
     began = time.perf_counter()
     model = load_system(system, err, device=device)
     loaded = time.perf_counter()
-    conversations = converse(model, SCRIPT, examples, output / "pictures", console, SAMPLING)
+    conversations = converse(model, SCRIPT, examples, output / "pictures", console, SAMPLING, DRAWING)
     talked = time.perf_counter() - loaded
+    for name in there([name for name in others if name != system]):
+        console.print(f"[bold]{name}[/bold]")
+        del model  # one at a time
+        model = load_system(name, err, device=device)
+        conversations += converse(
+            model, SHORT, examples, output / "pictures" / name.replace(":", "-"), console, SAMPLING
+        )
     about = (
         f"{system} on {device_name(device)}: {len(SCRIPT)} replies in {talked:.0f} s, exactly as the model gave them."
     )

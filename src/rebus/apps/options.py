@@ -20,6 +20,13 @@ Steps = Annotated[
     int | None, arg(metavar="INT", help="denoising steps of a picture", help_behavior_hint="(default: the model's)")
 ]
 Temperature = Annotated[float, arg(metavar="NUMBER", help="0 takes the likeliest word; about 1 is free")]
+BestOf = Annotated[
+    int,
+    arg(
+        metavar="INT",
+        help="draw so many and keep the one that the model recognises best; needs a --temperature above 0",
+    ),
+]
 MaxTokens = Annotated[int, arg(help="longest reply, in tokens")]
 Picture = Annotated[Path, arg(metavar="IMAGE", help="a picture file")]
 Pictures = Annotated[tuple[Path, ...], arg(metavar="IMAGE [IMAGE …]", help="picture files", help_behavior_hint="")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,18 @@ class Run:
         if options.seeds < 1:
             raise RebusError(f"--seeds is a number of runs of each arm, but it is {options.seeds}. Give at least 1.")
         folder = options.out or options.work / f"study-{self.name}"
+        more: dict[str, Any] = {}
+        if options.docs is not None:
+            if "docs" not in inspect.signature(module.study).parameters:
+                raise RebusError(f"{self.name} writes no document, but --docs {options.docs} was given. Leave it out.")
+            more["docs"] = options.docs
         said = module.study(
             options.config,
             options.work,
             folder,
             seeds=tuple(range(options.seeds)),
             report=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
+            **more,
         )
         out.print(said, markup=False, highlight=False, soft_wrap=True)
         out.print(f"saved in {folder}", style="dim", soft_wrap=True)
@@ -82,8 +89,12 @@ def parse(name: str, args: Sequence[str], prog: str = "rebus study") -> Run:
             Path | None, arg(metavar="FOLDER", help="where it writes", help_behavior_hint="(default: WORK/study-NAME)")
         ] = None,
         seeds: Annotated[int, arg(help="runs of each arm")] = 3,
+        docs: Annotated[
+            Path | None,
+            arg(metavar="FOLDER", help="where its document goes as well", help_behavior_hint="(default: nowhere)"),
+        ] = None,
     ) -> argparse.Namespace:
-        return argparse.Namespace(config=config, work=work, out=out, seeds=seeds)
+        return argparse.Namespace(config=config, work=work, out=out, seeds=seeds, docs=docs)
 
     options.__doc__ = known[name]
     options.__annotations__["config"] = Annotated[module.Config, arg(name="")]

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
+
+import PIL.Image
 
 from rebus.data.phrases import SAY_WHAT, say
 from rebus.data.wording import named, style_name
 from rebus.document import Document, Image, user
 from rebus.evals.cider import Cider
-from rebus.evals.exam import Exam
+from rebus.evals.exam import Exam, generator
 from rebus.evals.figures import Found, Sample, compare
 from rebus.evals.naming import names_of, nearest_trained, random_trained
 from rebus.evals.nearest import choose, plain_rows
 from rebus.evals.wordmatch import holds_any
+from rebus.visual import Codes
 
 
 def caption(exam: Exam) -> Iterator[Found]:
-    """`caption/…`: holds_label (whole words of the concept's label, or of the picture's own), holds_keyword (that, or one
+    """`caption/…` of pictures as the system reads them; see `captions`."""
+    yield from captions(exam, "caption", lambda pictures: [Image(picture) for picture in pictures])
+
+
+def caption_from_codes(exam: Exam) -> Iterator[Found]:
+    """`caption_from_codes/…`: the same questions about the same pictures, read as the codes that the system would write them
+    with. Yields nothing for a system that reads codes anyway, or writes none."""
+
+    def coded(pictures: Sequence[PIL.Image.Image]) -> list[Image]:
+        tokens = exam.encode(pictures)
+        return [Image(picture, understood=token) for picture, token in zip(pictures, tokens, strict=True)]
+
+    if exam.system.tokenizer is None:
+        return
+    row = choose(exam.pictures, exam.config.split, 1, exam.config.choice)[0]
+    (seen,) = exam.system.tokenizer.encode(
+        [Image(exam.pictures.image(row, 64))], {"understanding", "generation"}, generators=[generator(0, 0)]
+    )
+    if isinstance(seen.generated, Codes) and not isinstance(seen.understood, Codes):
+        yield from captions(exam, "caption_from_codes", coded)
+
+
+def captions(exam: Exam, task: str, read: Callable[[Sequence[PIL.Image.Image]], Sequence[Image]]) -> Iterator[Found]:
+    """`task/…` of pictures as `read` hands them to the system: holds_label (whole words of the concept's label, or of the picture's own), holds_keyword (that, or one
     of its keywords), cider (against the sentences that the data says of it); in a split that holds both, holds_label_known
     and holds_label_unseen for concepts that were and were not trained."""
     pictures, config = exam.pictures, exam.config
     rows = choose(pictures, config.split, config.n, config.choice)
-    documents = [Document((user(Image(pictures.image(row, 64)), config.question),)) for row in rows]
+    shown = read([pictures.image(row, 64) for row in rows])
+    documents = [Document((user(image, config.question),)) for image in shown]
     seeds = exam.seeds("text")
-    runs = [[m.text for m in exam.replies("captions", documents, "text", seed)] for seed in seeds]
+    runs = [
+        [m.text for m in exam.replies(task.replace("_", " ").replace("caption", "captions"), documents, "text", seed)]
+        for seed in seeds
+    ]
 
     near, how = nearest_trained(exam, rows)
     nearest = [named(pictures, row) for row in near]
@@ -34,7 +64,7 @@ def caption(exam: Exam) -> Iterator[Found]:
     note = f"chance: the name of a random trained picture; ceiling: the name of {how}"
     for what, allowed in (("holds_label", names), ("holds_keyword", keywords)):
         yield compare(
-            f"caption/{what}",
+            f"{task}/{what}",
             lambda answer, wanted: float(holds_any(answer, wanted)),
             runs,
             allowed,
@@ -47,7 +77,7 @@ def caption(exam: Exam) -> Iterator[Found]:
         some = [i for i, row in enumerate(rows) if (pictures.concept[row] in trained) == inside]
         if 0 < len(some) < len(rows):
             yield compare(
-                f"caption/holds_label_{what}",
+                f"{task}/holds_label_{what}",
                 lambda answer, wanted: float(holds_any(answer, wanted)),
                 [[run[i] for i in some] for run in runs],
                 [names[i] for i in some],
@@ -59,7 +89,7 @@ def caption(exam: Exam) -> Iterator[Found]:
     references = [references_of(named(pictures, row), style_name(pictures, row)) for row in rows]
     cider = Cider(references)
     yield compare(
-        "caption/cider",
+        f"{task}/cider",
         cider.score,
         runs,
         references,
@@ -70,7 +100,7 @@ def caption(exam: Exam) -> Iterator[Found]:
     for row, answer, wanted, document in list(zip(rows, runs[0], names, documents, strict=True))[: config.samples]:
         picture = document.images[0].pixels
         yield Sample(
-            "caption",
+            task,
             asked=config.question,
             wanted=pictures.concept_label[row],
             said=answer,

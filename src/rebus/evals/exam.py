@@ -128,14 +128,14 @@ class Exam:
             said += self.system.generate(asked, modality=modality, sampling=sampling, generators=generators)
         return said
 
-    def encode(self, pictures: Sequence[PIL.Image.Image]) -> list[VisualTokens]:
-        """The tokens of pictures as the system would write them. Raises RebusError for a system without a tokenizer."""
+    def encode(self, pictures: Sequence[PIL.Image.Image], *, seed: int = 0) -> list[VisualTokens]:
+        """The tokens of pictures as the system would write them; `seed` is that of what is drawn. Raises RebusError for a system without a tokenizer."""
         if self.system.tokenizer is None:
             raise RebusError("This system has no tokenizer, so it cannot read pictures. Load it with all its parts.")
         found: list[VisualTokens] = []
         for numbers in self.batches("reading pictures", len(pictures)):
             images = [Image(pictures[number]) for number in numbers]
-            generators = [generator(0, number) for number in numbers]
+            generators = [generator(seed, number) for number in numbers]
             encoded = self.system.tokenizer.encode(images, {"generation"}, generators=generators)
             found += [image.generated for image in encoded if image.generated is not None]
         return found

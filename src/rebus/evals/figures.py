@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, TypeVar
@@ -72,7 +72,21 @@ class Sample:
     pictures: tuple[tuple[str, PIL.Image.Image], ...] = field(default=())
 
 
-Found = Figure | Sample
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Figures that were measured at several settings, to be drawn over these."""
+
+    name: str
+    """the task"""
+    over: str
+    """what was set"""
+    at: tuple[float, ...]
+    """the settings"""
+    figures: Mapping[str, Sequence[Figure]]
+    """what was measured → its figure at each setting"""
+
+
+Found = Figure | Sample | Curve
 
 
 def mean(values: Sequence[float]) -> float:

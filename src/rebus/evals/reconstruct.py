@@ -58,14 +58,14 @@ def reconstruct(exam: Exam) -> Iterator[Found]:
         rebuilt: Pictures = []
         for numbers in exam.batches("autoencoder alone", len(originals)):
             rebuilt += detokenizer.through_codec([originals[number] for number in numbers])
-        codec = list(_figures(exam, "reconstruct/codec", rows, originals, [rebuilt], None))
+        codec = list(rebuilt_figures(exam, "reconstruct/codec", rows, originals, [rebuilt], None))
         yield from codec
     if isinstance(detokenizer, DrawsFeatures):
         runs = [_from_features(exam, detokenizer, originals, seed) for seed in exam.config.seeds]
-        yield from _figures(exam, "reconstruct/features", rows, originals, runs, codec)
+        yield from rebuilt_figures(exam, "reconstruct/features", rows, originals, runs, codec)
     tokens = exam.encode(originals)
     runs = [exam.draw(tokens, seed) for seed in exam.config.seeds]
-    yield from _figures(exam, "reconstruct", rows, originals, runs, codec)
+    yield from rebuilt_figures(exam, "reconstruct", rows, originals, runs, codec)
     for row, original, drawn in list(zip(rows, originals, runs[0], strict=True))[: exam.config.samples]:
         yield Sample(
             "reconstruct",
@@ -89,10 +89,16 @@ def _from_features(exam: Exam, detokenizer: DrawsFeatures, originals: Pictures, 
     return drawn
 
 
-def _figures(
-    exam: Exam, name: str, rows: list[int], originals: Pictures, runs: list[Pictures], codec: list[Figure] | None
+def rebuilt_figures(
+    exam: Exam,
+    name: str,
+    rows: Sequence[int],
+    originals: Pictures,
+    runs: list[Pictures],
+    codec: list[Figure] | None = None,
 ) -> Iterator[Figure]:
-    """The three figures of rebuilt pictures; the ceiling is the originals themselves, or the autoencoder alone."""
+    """`name/…`: r_at_1, psnr and ssim of rebuilt pictures; the ceiling is the originals themselves, or the autoencoder
+    alone, whose three figures `codec` holds."""
     ceilings = [figure.value for figure in codec] if codec else [None] * 3
     above = "ceiling: the autoencoder alone" if codec else "ceiling: the originals themselves"
     x_IC = exam.real.vectors(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rebus.errors import RebusError
+from rebus.evals.curves import draw_curve
 from rebus.evals.figures import Figure
 from rebus.evals.run import Results
 from rebus.evals.sheets import sheet
@@ -52,6 +54,9 @@ def _fill(folder: Path, results: Results) -> None:
         page = sheet([sample for sample in results.samples if sample.task == task])
         if page is not None:
             page.save(folder / f"{task}.png", optimize=True)
+    with contextlib.suppress(ImportError):  # curves need matplotlib, an extra
+        for curve in results.curves:
+            draw_curve(curve, folder / f"{curve.name}-curve.png")
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -74,6 +79,7 @@ def as_markdown(results: Results) -> str:
         lines.append(f"- {part}: {facts['parameters']:,} parameters, sha256 {facts['sha256']}")
     lines += ["", table(results.figures), ""]
     lines += [f"- `{figure.name}`: {figure.note}" for figure in results.figures if figure.note]
+    lines += [f"\n![{curve.name} over {curve.over}]({curve.name}-curve.png)" for curve in results.curves]
     if results.left_out:
         lines += ["", "Left out:", "", *(f"- {task}: {why}" for task, why in results.left_out.items())]
     for task in dict.fromkeys(sample.task for sample in results.samples):

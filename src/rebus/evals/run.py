@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from rebus.errors import RebusError
-from rebus.evals.caption import caption
+from rebus.evals.caption import caption, caption_from_codes
 from rebus.evals.codebook import codebook
 from rebus.evals.draw import draw
 from rebus.evals.exam import Exam
-from rebus.evals.figures import Figure, Found, Sample
+from rebus.evals.figures import Curve, Figure, Found, Sample
 from rebus.evals.interleaved import interleaved
 from rebus.evals.reconstruct import reconstruct
 from rebus.evals.retrieval import retrieval
 from rebus.evals.scenes import scenes
 from rebus.evals.text_kept import text_kept
+from rebus.evals.token_count import token_count
 from rebus.evals.vqa import vqa
 from rebus.system import System
 
@@ -30,7 +31,9 @@ Task = Callable[[Exam], Iterator[Found]]
 TASKS: dict[str, Task] = {
     "reconstruct": reconstruct,
     "codebook": codebook,
+    "tokens": token_count,
     "caption": caption,
+    "caption_from_codes": caption_from_codes,
     "draw": draw,
     "scenes": scenes,
     "vqa": vqa,
@@ -49,6 +52,7 @@ class Results:
     samples: list[Sample]
     left_out: dict[str, str]
     """tasks that this system cannot be given, and why"""
+    curves: list[Curve] = field(default_factory=list)
 
 
 def evaluate(exam: Exam, tasks: Sequence[str] = tuple(TASKS), recipe: dict[str, Any] | None = None) -> Results:
@@ -62,6 +66,7 @@ def evaluate(exam: Exam, tasks: Sequence[str] = tuple(TASKS), recipe: dict[str, 
         )
     figures: list[Figure] = []
     samples: list[Sample] = []
+    curves: list[Curve] = []
     left_out: dict[str, str] = {}
     seconds: dict[str, float] = {}
     for name in dict.fromkeys(tasks):
@@ -75,6 +80,7 @@ def evaluate(exam: Exam, tasks: Sequence[str] = tuple(TASKS), recipe: dict[str, 
             left_out[name] = "this system does not offer what the task measures"
         figures += [one for one in found if isinstance(one, Figure)]
         samples += [one for one in found if isinstance(one, Sample)]
+        curves += [one for one in found if isinstance(one, Curve)]
         seconds[name] = round(time.monotonic() - began, 1)
     made = {
         "system": exam.system.name,
@@ -85,7 +91,7 @@ def evaluate(exam: Exam, tasks: Sequence[str] = tuple(TASKS), recipe: dict[str, 
         **asdict(exam.config),
         **(recipe or {}),
     }
-    return Results(made, figures, samples, left_out)
+    return Results(made, figures, samples, left_out, curves)
 
 
 def values(task: Task, exam: Exam) -> Iterator[tuple[str, float]]:

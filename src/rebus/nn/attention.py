@@ -144,11 +144,13 @@ def init_transformer(blocks: nn.ModuleList, generator: torch.Generator | None = 
 
 
 @torch.no_grad()
-def init_linears(module: nn.Module, generator: torch.Generator | None = None, std: float = 0.02) -> None:
-    """Every linear layer of `module`: weight from a normal of `std`, bias zero."""
+def init_linears(module: nn.Module, generator: torch.Generator | None = None, std: float | None = 0.02) -> None:
+    """Every linear layer of `module`: weight from a normal of `std` (none: 1/√inputs, which keeps the size of what goes
+    through), bias zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=std, generator=generator)
+            own = part.in_features**-0.5 if std is None else std
+            nn.init.trunc_normal_(part.weight, std=own, generator=generator)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 

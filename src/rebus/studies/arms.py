@@ -87,13 +87,14 @@ def run_arms(
             figures = {name: float(value) for name, value in arm.run(seed, out / f"{arm.name}-{seed}").items()}
             record = Record(arm.name, seed, figures, round(time.monotonic() - begun, 1))
             text = json.dumps({**made, "figures": figures, "seconds": record.seconds}, indent=1)
-            _write(file, text.encode())
+            write(file, text.encode())
             report(f"{arm.name}, seed {seed}: " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
             records.append(record)
     return records
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """A file, whole or not at all."""
     write_whole(path, lambda file: file.write(content))
 
 
@@ -149,10 +150,10 @@ def plot(arms: Sequence[Arm], measures: Sequence[Measure], records: Sequence[Rec
 def write_study(out: Path, arms: Sequence[Arm], measures: Sequence[Measure], records: Sequence[Record]) -> str:
     """Writes `out/table.md` and, where matplotlib is installed, `out/plot.png`. Returns the table."""
     text = table(arms, measures, records)
-    _write(out / "table.md", f"{text}\n".encode())
+    write(out / "table.md", f"{text}\n".encode())
     try:
         picture = plot(arms, measures, records)
     except ImportError:
         return text
-    _write(out / "plot.png", picture)
+    write(out / "plot.png", picture)
     return text

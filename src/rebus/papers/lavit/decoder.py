@@ -89,15 +89,19 @@ class Decoder(nn.Module):
         width = config.width
         self.config = config
         self.in_proj = nn.Linear(config.code_width, width)
-        # the published class begins these as zeros, from which queries that are all alike would never part
         self.positions = nn.Parameter(torch.zeros(1, config.patches, width))
         self.queries = nn.Parameter(torch.zeros(1, config.patches, width))
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=config.eps)
         self.head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
-        init_linears(self, generator)
-        for table in (self.positions, self.queries):
-            nn.init.trunc_normal_(table, std=0.02, generator=generator)
+        init_linears(self, generator, std=None)
+        # Keys and values come of a code and its position as they are, without a norm before them. A code has length 1; with
+        # weights of 0.02 all keys would be alike and all values next to nothing, and long would pass before the decoder
+        # reads codes at all. The published class begins positions and queries as zeros, from which queries that are
+        # all alike would never part.
+        nn.init.normal_(self.in_proj.weight, generator=generator)
+        nn.init.trunc_normal_(self.positions, std=0.5, generator=generator)
+        nn.init.trunc_normal_(self.queries, std=0.02, generator=generator)
 
     def place(self, z_TE: Tensor, lengths_I: Tensor) -> tuple[Tensor, Tensor]:
         """Entries → packed codes_TC with their positions, and the slots_IL that they take.

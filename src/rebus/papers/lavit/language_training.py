@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from rebus.data.source_batches import Source, SourceBatch, SourceBatches, read_p
 from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import InterleavedLM, Losses
+from rebus.lm import InterleavedLM, Losses, losses_over
 from rebus.papers.lavit.grammar import LavitGrammar
 from rebus.papers.lavit.language import LanguageConfig, build_language
 from rebus.papers.lavit.projectors import LavitInputProjector
@@ -30,7 +31,6 @@ from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import LavitConfig
 from rebus.sequence import Sequence as Words
-from rebus.sequence import collate
 from rebus.system import encode
 from rebus.train import Trainable, parallel
 
@@ -46,6 +46,9 @@ def text_first(record: Record, rng: object) -> Document:
     """`text`: the caption, then the picture."""
     return Document((user(record.text("text")), assistant(*record.pictures(1)[:1])))
 
+
+BaseNumbers = Literal["fp32", "bf16"]
+"""Number format of a base model."""
 
 TEMPLATES = {"image first": image_first, "text first": text_first, "text": plain_text, "turns": turns}
 """How records are laid out, by the name that the tables give it."""
@@ -102,8 +105,7 @@ class LanguageTraining(nn.Module):
         sequences = self.sequences(documents)
         if isinstance(batch, SourceBatch):
             sequences = [cut(words, batch.source.max_length) for words in sequences]
-        rows = collate(sequences, pack=self.pack, pad_id=self.grammar.special.pad)
-        return self.lm(rows.to(self.lm.llm.device))
+        return losses_over(self.lm, sequences, pack=self.pack, pad_id=self.grammar.special.pad)
 
     def sequences(self, documents: Sequence[Document]) -> list[Words]:
         """Documents as words, targets and vectors."""
@@ -136,10 +138,11 @@ def begin(
     visual_loss: bool,
     selection: Selection,
     base: Path | None = None,
+    base_dtype: BaseNumbers = "fp32",
     generator: torch.Generator,
 ) -> LanguageTraining:
     """The base language model with new rows (and adapters, where the system has some), and a projector whose merger begins
-    as the tokenizer's. Raises RebusError for a system whose language model is merged."""
+    as the tokenizer's. A base in bfloat16 is one that stays as it is. Raises RebusError for a system whose language model is merged."""
     if not isinstance(system.language, LanguageConfig):
         raise RebusError(
             "A merged language model has no rows for new words to train, but this system's is one. Give the stage a "
@@ -150,7 +153,13 @@ def begin(
             "The projector's merger begins as the tokenizer's, but they have other sizes: "
             f"{system.projector} against {system.tokenizer.merger}. Make them the same."
         )
-    llm, text = build_language(system.language, base=base, dtype=torch.float32, generator=generator)
+    if base_dtype == "bf16" and not system.language.lora_rank:
+        raise RebusError(
+            "A language model that is trained as a whole is trained in float32, but `base_dtype` is bf16 and there are no "
+            "adapters. Give `lora_rank`, or leave the base in fp32."
+        )
+    dtype = torch.bfloat16 if base_dtype == "bf16" else torch.float32
+    llm, text = build_language(system.language, base=base, dtype=dtype, generator=generator)
     projector = LavitInputProjector(system.projector, llm.width, generator)
     projector.merger.load_state_dict(tokenizer.merger.state_dict())
     tokenizer.choose(selection)

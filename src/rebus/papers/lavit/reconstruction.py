@@ -26,7 +26,7 @@ from rebus.errors import RebusError
 from rebus.nn.quantize import UnitQuantizer, usage
 from rebus.nn.vit import ViT
 from rebus.papers.lavit.decoder import Decoder, DecoderConfig
-from rebus.papers.lavit.selector import gumbel_noise, keep_straight_through
+from rebus.papers.lavit.selector import gumbel_noise, keep_straight_through, straight_through
 from rebus.papers.lavit.tokenizer import LavitTokenizer, LavitTokenizerConfig
 from rebus.train import Losses
 
@@ -128,8 +128,11 @@ class Reconstruction(nn.Module):
         return Losses(total, parts)
 
     def choice(self, x_INC: Tensor, generator: torch.Generator, noise: float) -> Tensor:
-        """keep_IN as numbers, drawn with Gumbel noise of scale `noise`."""
+        """keep_IN as numbers, drawn with Gumbel noise of scale `noise`; without noise the choice that the tokenizer makes
+        when it does not draw."""
         logp_IN2 = self.tokenizer.selector(x_INC)
+        if noise == 0:
+            return straight_through(self.tokenizer.undiced(logp_IN2), logp_IN2, self.config.temperature)
         noise_IN2 = noise * gumbel_noise(x_INC.shape[1], [generator] * len(x_INC)).to(logp_IN2)
         return keep_straight_through(logp_IN2, noise_IN2, self.config.temperature)
 

@@ -1,7 +1,7 @@
 """LaVIT's token selector: which patches of an image are kept (section 3.1, "token selector").
 
 A small network gives each patch the log-probabilities of being kept and of being dropped. At temperature 1 the paper's
-Gumbel draw keeps a patch with exactly that probability, in use as in training; `threshold` and `topk` leave out the dice.
+Gumbel draw keeps a patch with exactly that probability, in use as in training; `threshold`, `expected` and `topk` leave out the dice.
 
 Dimension key: I images · N patches · C width
 """
@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.nn.attention import init_linears
 
-Selection = Literal["sample", "threshold", "topk"]
+Selection = Literal["sample", "threshold", "expected", "topk"]
 """`sample`: a Gumbel draw for each patch (the published code). `threshold`: patches that are rather kept than dropped.
-`topk`: a given number of patches, the likeliest."""
+`expected`: the likeliest, as many as a draw would keep on average. `topk`: the likeliest, of a given number.
+
+Both of the two in the middle give an image a length of its own without dice. They are the same where every patch is decided.
+Where the selector gives all patches about one third, as a short training leaves it, nothing passes the threshold, while the
+expected number and the order are as good as they ever were."""
 
 KEEP, DROP = 0, 1
 """Which of the two log-probabilities is which."""
@@ -28,7 +32,7 @@ KEEP, DROP = 0, 1
 class Selector(nn.Module):
     """Patch features → log-probabilities [I, N, 2] of being kept and of being dropped, in float32."""
 
-    def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
+    def __init__(self, width: int, generator: torch.Generator | None = None, std: float = 0.02) -> None:
         super().__init__()
         self.mix = nn.Sequential(nn.LayerNorm(width, eps=1e-5), nn.Linear(width, width), nn.GELU())
         self.score = nn.Sequential(
@@ -38,7 +42,7 @@ class Selector(nn.Module):
             nn.GELU(),
             nn.Linear(width // 4, 2),
         )
-        init_linears(self, generator)
+        init_linears(self, generator, std)
 
     def local_and_global(self, x_INC: Tensor, among_IN: Tensor | None = None) -> Tensor:
         """Each patch's own half of the mixed features, and beside it the mean of the other half over the patches that
@@ -70,14 +74,28 @@ def keep_straight_through(logp_IN2: Tensor, noise_IN2: Tensor, temperature: floa
     """keep_IN as numbers, exactly 0 or 1 with at least one patch kept, through which the gradient of the soft choice
     flows (Gumbel softmax, section 3.1). Noise of zero makes the choice that `keep_likely` makes."""
     noisy_IN2 = logp_IN2 + noise_IN2.to(logp_IN2)
-    soft_IN = (noisy_IN2 / temperature).softmax(-1)[..., KEEP]
-    hard_IN = at_least_one(noisy_IN2[..., KEEP] >= noisy_IN2[..., DROP], logp_IN2).to(soft_IN)
-    return hard_IN + (soft_IN - soft_IN.detach())
+    return straight_through(at_least_one(keep_sampled(logp_IN2, noise_IN2), logp_IN2), noisy_IN2, temperature)
+
+
+def straight_through(keep_IN: Tensor, logp_IN2: Tensor, temperature: float = 1.0) -> Tensor:
+    """A choice as numbers, exactly 0 or 1, through which the gradient of the probabilities flows."""
+    soft_IN = (logp_IN2 / temperature).softmax(-1)[..., KEEP]
+    return keep_IN.to(soft_IN) + (soft_IN - soft_IN.detach())
 
 
 def keep_likely(logp_IN2: Tensor) -> Tensor:
     """bool keep_IN: patches that are at least as likely to be kept as to be dropped."""
     return logp_IN2[..., KEEP] >= logp_IN2[..., DROP]
+
+
+def keep_expected(logp_IN2: Tensor) -> Tensor:
+    """bool keep_IN: in each image the likeliest patches, as many as a draw would keep on average, at least one; the first
+    among equals."""
+    p_IN = logp_IN2[..., KEEP].exp()
+    count_I1 = p_IN.sum(1, keepdim=True).round().clamp(1, p_IN.shape[1])
+    order_IN = logp_IN2[..., KEEP].argsort(dim=-1, descending=True, stable=True)
+    places_N = torch.arange(p_IN.shape[1], device=p_IN.device)
+    return torch.zeros_like(p_IN, dtype=torch.bool).scatter(1, order_IN, places_N < count_I1)
 
 
 def keep_best(logp_IN2: Tensor, budget: int) -> Tensor:

@@ -8,7 +8,8 @@ Dimension key: I images · N patches · T kept patches of all images · C width 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -29,6 +30,7 @@ from rebus.papers.lavit.selector import (
     check_budget,
     gumbel_noise,
     keep_best,
+    keep_expected,
     keep_likely,
     keep_sampled,
 )
@@ -55,6 +57,10 @@ class LavitTokenizerConfig:
     tokens each time; ours has the same ones."""
     budget: int | None = None
     """`topk`: patches that are kept."""
+    selector_std: float = 0.02
+    """Deviation of the selector's first weights. A layer passes on about 0.02 · √width / 2 of what differs between patches,
+    so that a narrow selector begun with the published 0.02 gives all patches one probability and is slow to learn better:
+    at width 192, 0.1 keeps differences as they are."""
     resize: Resize = "bicubic"
     """How an image is stretched to the encoder's square."""
     mean: RGB = CLIP_MEAN
@@ -92,7 +98,7 @@ class LavitTokenizer(nn.Module):
         self.config = config
         self.source = source
         self.visual_encoder = visual_encoder or ViT(config.vision, generator)
-        self.selector = Selector(width, generator)
+        self.selector = Selector(width, generator, config.selector_std)
         self.merger = Merger(config.merger, generator)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.code_width))
         self.quantizer = VectorQuantizer(config.codebook_size, config.code_width, generator=generator)
@@ -107,13 +113,28 @@ class LavitTokenizer(nn.Module):
         a budget that the selection would not use."""
         if selection == "topk":
             check_budget(budget, self.config.vision.grid**2)
-        elif budget is not None or selection not in ("sample", "threshold"):
+        elif budget is not None or selection not in ("sample", "threshold", "expected"):
             raise RebusError(
-                "Patches are chosen by `sample`, `threshold`, or `topk` with a budget, but the choice was "
-                f"{selection!r} with a budget of {budget}. Name one of the three, and a budget for `topk` only."
+                "Patches are chosen by `sample`, `threshold`, `expected`, or `topk` with a budget, but the choice was "
+                f"{selection!r} with a budget of {budget}. Name one of the four, and a budget for `topk` only."
             )
         self.selection: Selection = selection
         self.budget = budget
+
+    @contextlib.contextmanager
+    def choosing(self, selection: Selection, budget: int | None = None) -> Iterator[None]:
+        """Inside, patches are chosen in another way. Raises RebusError as `choose` does."""
+        before = self.selection, self.budget
+        self.choose(selection, budget)
+        try:
+            yield
+        finally:
+            self.choose(*before)
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image, and the most tokens that it can have."""
+        return self.config.vision.grid**2
 
     # -------------------------------------------------------------------------------------- image → tokens
 
@@ -125,14 +146,20 @@ class LavitTokenizer(nn.Module):
         """Features → bool keep_IN, at least one patch an image. `sample` draws from each image's generator (none: from
         one with seed 0)."""
         logp_IN2 = self.selector(x_INC)
-        if self.selection == "topk":
-            assert self.budget is not None
-            return keep_best(logp_IN2, self.budget)
-        if self.selection == "threshold":
-            return at_least_one(keep_likely(logp_IN2), logp_IN2)
+        if self.selection != "sample":
+            return self.undiced(logp_IN2)
         generators = generators or [torch.Generator().manual_seed(0) for _ in x_INC]
         noise_IN2 = gumbel_noise(x_INC.shape[1], generators)
         return at_least_one(keep_sampled(logp_IN2, noise_IN2), logp_IN2)
+
+    def undiced(self, logp_IN2: Tensor) -> Tensor:
+        """What is kept without dice: by the tokenizer's own choice, where that draws by the threshold."""
+        if self.selection == "topk":
+            assert self.budget is not None
+            return keep_best(logp_IN2, self.budget)
+        if self.selection == "expected":
+            return keep_expected(logp_IN2)
+        return at_least_one(keep_likely(logp_IN2), logp_IN2)
 
     def codes_before(self, x_TC: Tensor) -> Tensor:
         """Merged vectors → z_TE of length 1, which are looked up in the codebook as it stands."""

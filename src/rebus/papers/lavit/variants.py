@@ -46,7 +46,14 @@ PAPER_TOKENIZER = LavitTokenizerConfig()
 _MINI_MERGER = MergerConfig(width=192, depth=3, heads=4, mlp_hidden=768, softmax="masked")
 MINI = LavitConfig(
     tokenizer=LavitTokenizerConfig(
-        vision=MINI_VIT, merger=_MINI_MERGER, codebook_size=2048, code_width=16, mean=HALF, std=HALF
+        vision=MINI_VIT,
+        merger=_MINI_MERGER,
+        codebook_size=2048,
+        code_width=16,
+        selector_std=0.1,
+        selection="expected",  # after a training of minutes patches are likelier or not, but few are decided
+        mean=HALF,
+        std=HALF,
     ),
     projector=_MINI_MERGER,
     grammar=mini(SMOLLM2_WORDS, 2048, 64, fewest=4, most=56),

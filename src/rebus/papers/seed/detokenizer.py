@@ -2,7 +2,7 @@
 3.1), or in SEED v1 the states that a denoiser reads by attention (SEED section 3.1).
 
     mini     ids_N ─ codebook, decoder, head ─▶ image embedding ─ noise level, draft ─▶ condition ─ denoiser, VAE ─▶ pixels
-    v1-mini  ids_N ─ codebook, decoder, Reverse Q-Former ─▶ states_ISC ─▶ condition ─ denoiser, VAE ─▶ pixels
+    v1-mini  ids_N ─ codebook, decoder, Reverse Q-Former ─▶ states_ISC ─ draft ─▶ condition ─ denoiser, VAE ─▶ pixels
 
 Dimension key: I images · N codes · S states · C their width · D width of the image embedding · c latent channels ·
 h w latent sides
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rebus.diffusion.denoiser import Condition, Denoiser, TransformerConfig
-from rebus.diffusion.draft import DraftConfig, DraftDecoder
+from rebus.diffusion.draft import DraftConfig, DraftDecoder, GridDraft, GridDraftConfig
 from rebus.diffusion.flow import noise_like
 from rebus.diffusion.paint import paint
 from rebus.diffusion.unclip import UnclipCondition
@@ -57,7 +57,10 @@ class SeedDetokenizerConfig(MiniDetokenizerConfig):
 
 @dataclass(frozen=True)
 class StatesDetokenizerConfig(MiniDetokenizerConfig):
-    """SEED v1's mini: the denoiser's tokens are the states that codes give back; no draft and no vector."""
+    """SEED v1's mini: the denoiser's tokens are the states that codes give back; no vector."""
+
+    draft: GridDraftConfig = field(default_factory=GridDraftConfig)
+    """The decoder that predicts a coarse latent from the states, which lie as patches do."""
 
 
 def code_ids(tokens: Sequence[VisualTokens], codes: SeedTokenizer) -> Tensor:
@@ -192,22 +195,24 @@ class StatesDetokenizer(MiniDetokenizer):
     """Codes → states → images, as SEED v1 gives its codes to Stable Diffusion 1.4: in place of what that reads by attention.
     There these are the states of a prompt, here (our choice) the patch features that the mini denoiser was trained on."""
 
+    OWN = (*MiniDetokenizer.OWN, "draft")
     config: StatesDetokenizerConfig
 
     def __init__(self, config: StatesDetokenizerConfig, codes: SeedTokenizer) -> None:
-        c, width = codes.config, config.denoiser.token_width
-        if c.head != "reverse" or c.reverse_queries < 2 or c.image_width != width:
+        c, width, states = codes.config, config.denoiser.token_width, config.draft.grid**2
+        if c.head != "reverse" or c.reverse_queries != states or not c.image_width == width == config.draft.token_width:
             raise RebusError(
-                f"The image decoder reads two or more states of width {width}, but this tokenizer's head is {c.head!r} "
-                f"and gives {c.reverse_queries if c.head == 'reverse' else 1} of width {c.image_width}. "
-                "Use the configs of one variant."
+                f"The image decoder reads {states} states of width {width}, but this tokenizer's head is {c.head!r} "
+                f"and gives {c.reverse_queries if c.head == 'reverse' else 1} of width {c.image_width} "
+                f"(draft: {config.draft.token_width}). Use the configs of one variant."
             )
         super().__init__(config, codes)
+        self.draft = GridDraft(config.draft)
 
     def condition(self, states_ISC: Tensor) -> Condition:
         """What the denoiser is told of states."""
         blank = self.denoiser.blank(len(states_ISC), like=states_ISC)
-        return Condition(states_ISC, blank.vector_ID, blank.extra_Iehw)
+        return Condition(states_ISC, blank.vector_ID, self.draft(states_ISC))
 
     def conditions(
         self,
@@ -221,7 +226,9 @@ class StatesDetokenizer(MiniDetokenizer):
         empty = told.zeros()
         given = [number for number, token in enumerate(negatives) if token is not None]
         if given:
-            empty.tokens_ISC[given] = self.embeddings([token for token in negatives if token is not None])
+            away = self.condition(self.embeddings([token for token in negatives if token is not None]))
+            empty.tokens_ISC[given] = away.tokens_ISC
+            empty.extra_Iehw[given] = away.extra_Iehw
         return told, empty
 
 

@@ -42,15 +42,18 @@ class Config:
 
     loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """What is rebuilt and what it costs."""
-    noise: tuple[float, float] = (1.0, 1.0)
-    """Scale of the Gumbel noise at the beginning and at the end. 1 is a fair draw, which the published inference code makes
-    as well. Where patches are to be chosen without dice, the noise may fall to 0, so that this choice is the trained one."""
+    drawn: float = 1.0
+    """Share of the run in which patches are drawn with Gumbel noise, as in the paper and in the published inference code.
+    Where a tokenizer is to choose without dice, its choice may be the trained one in the rest of the run."""
     keep: Keep = KEEP_ALL
     """Pairs only: which pictures are good enough."""
     batch: int = 2048
     """Images of one step, over all processes."""
     lr: float = 1e-4
     """Peak learning rate."""
+    selector_lr: float | None = None
+    """Peak learning rate of the selector; none: as the rest. It learns from the small differences that one patch more or
+    less makes, under dice, so that a short run needs more."""
     optim: Optim = field(
         default_factory=lambda: Optim(
             steps=25_000, warmup=0.05, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.001, clip=1.0
@@ -65,9 +68,10 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         loss=MINI_RECONSTRUCTION,
-        noise=(1.0, 0.0),
+        drawn=0.6,
         batch=64,
         lr=1e-3,
+        selector_lr=3e-3,
         optim=Optim(steps=1500, warmup=80, min_lr_ratio=0.1, betas=(0.9, 0.99), weight_decay=0.01),
     ),
 }
@@ -80,22 +84,23 @@ class SelectorTraining(Reconstruction):
 
     def __init__(self, config: Config, generator: torch.Generator) -> None:
         super().__init__(config.loss, generator=generator)
-        self.noise, self.steps = config.noise, config.optim.steps * config.optim.accumulate
+        self.draws = config.drawn * config.optim.steps * config.optim.accumulate
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
     def scale(self) -> float:
-        """Scale of the noise at the present step."""
-        first, last = self.noise
-        return first + (last - first) * min(1.0, int(self.done) / self.steps)
+        """Scale of the noise at the present step. A noise that falls slowly would do harm: probabilities then have to rise
+        for as many patches to be kept, and where the dice are gone all of them stand at one half, decided by nothing."""
+        return 1.0 if int(self.done) <= self.draws else 0.0
 
 
 PARTS = ("selector", "merger", "to_code")
 """What of the tokenizer is trained."""
 
 
-def learned(lr: float) -> list[Trainable]:
+def learned(lr: float, selector_lr: float | None = None) -> list[Trainable]:
     """Selector, merger and the way to codes, and all that rebuilds."""
-    return [Trainable("detokenizer.*", lr), *(Trainable(f"tokenizer.{part}.*", lr) for part in PARTS)]
+    own = {"selector": selector_lr if selector_lr is not None else lr}
+    return [Trainable("detokenizer.*", lr), *(Trainable(f"tokenizer.{part}.*", own.get(part, lr)) for part in PARTS)]
 
 
 def stage(config: Config, work: Path, data: Path | None = None, vision: Path | None = None) -> Stage:
@@ -109,7 +114,7 @@ def stage(config: Config, work: Path, data: Path | None = None, vision: Path | N
             name=NAME,
             module=module,
             step=step,
-            trainable=learned(config.lr),
+            trainable=learned(config.lr, config.selector_lr),
             data=batches,
             optim=config.optim,
             evals=evals,

@@ -60,7 +60,7 @@ class Config:
     train_selector: bool = False
     """Whether the selector goes on learning. The authors' answers disagree: frozen in one, all end to end in another."""
     noise: float = 1.0
-    """Scale of the Gumbel noise of the choice, what the first phase ended with."""
+    """Scale of the Gumbel noise of the choice, what the first phase ended with; 0 is the tokenizer's choice without dice."""
     keep: Keep = KEEP_ALL
     """Pairs only: which pictures are good enough."""
     batch: int = 2048

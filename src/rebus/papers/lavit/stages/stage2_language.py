@@ -38,7 +38,15 @@ from rebus.nn.new_rows import Rows
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
 from rebus.papers.lavit.build import read_tokenizer_part
 from rebus.papers.lavit.language import LanguageConfig
-from rebus.papers.lavit.language_training import PRETRAIN, LanguageTraining, begin, code_counts, mixture, trainable
+from rebus.papers.lavit.language_training import (
+    PRETRAIN,
+    BaseNumbers,
+    LanguageTraining,
+    begin,
+    code_counts,
+    mixture,
+    trainable,
+)
 from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
@@ -74,7 +82,9 @@ class Config:
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
     pack: int | None = None
-    """Longest packed row in words; none: a row for each document, padded."""
+    """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
+    base_dtype: BaseNumbers = "fp32"
+    """Number format of the base model where adapters learn in its place; rows, adapters and the projector are float32."""
     lr: float = 1e-5
     """Peak rate of the language model; "a small rate is very important" (the authors' public answer)."""
     row_lr: float = 1e-5
@@ -98,12 +108,13 @@ CONFIGS = {
     "mini": Config(
         system=MINI,
         visual_loss_in_image_text=False,
-        selection="threshold",
+        selection="expected",
         row_start="captions",
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         batch=16,
-        pack=320,
+        pack=128,
+        base_dtype="bf16",
         lr=1e-3,
         row_lr=2e-3,
         visual_lr=1e-3,
@@ -161,6 +172,7 @@ def begun(
         visual_loss=config.visual_loss_in_image_text,
         selection=config.selection,
         base=base,
+        base_dtype=config.base_dtype,
         generator=generator,
     )
 

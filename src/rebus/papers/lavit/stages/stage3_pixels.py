@@ -84,7 +84,7 @@ CONFIGS = {
     "mini": Config(
         tokenizer=MINI.tokenizer,
         detokenizer=MiniDetokenizerConfig(),
-        selection="threshold",
+        selection="expected",
         true_share=0.25,
         batch=48,
         lr=4e-4,

@@ -27,7 +27,15 @@ from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language import LanguageConfig
-from rebus.papers.lavit.language_training import INSTRUCT, LanguageTraining, begin, go_on, mixture, trainable
+from rebus.papers.lavit.language_training import (
+    INSTRUCT,
+    BaseNumbers,
+    LanguageTraining,
+    begin,
+    go_on,
+    mixture,
+    trainable,
+)
 from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.stages import stage2_language
 from rebus.papers.lavit.stages.stage2_language import recorded, saved_tokenizer
@@ -58,7 +66,9 @@ class Config:
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
     pack: int | None = None
-    """Longest packed row in words; none: a row for each document, padded."""
+    """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
+    base_dtype: BaseNumbers = "fp32"
+    """Number format of the base model where adapters learn in its place; rows, adapters and the projector are float32."""
     lr: float = 2e-5
     """Peak rate of the language model."""
     row_lr: float = 2e-5
@@ -79,10 +89,11 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         system=MINI,
-        selection="threshold",
+        selection="expected",
         mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
         batch=16,
-        pack=640,
+        pack=128,
+        base_dtype="bf16",
         lr=8e-4,
         row_lr=1e-3,
         visual_lr=5e-4,
@@ -147,6 +158,7 @@ def begun(
         visual_loss=False,
         selection=config.selection,
         base=base,
+        base_dtype=config.base_dtype,
         generator=generator,
     )
     go_on(module, work / stage2_language.NAME)

@@ -34,7 +34,7 @@ from rebus.document import Document
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import InterleavedLM, Losses
+from rebus.lm import InterleavedLM, Losses, losses_over
 from rebus.mini.frozen import Frozen
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.new_rows import CodebookRows, Rows
@@ -45,7 +45,6 @@ from rebus.papers.seed.mixture import PRETRAIN as SOURCES
 from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, V1_MINI, SeedConfig
-from rebus.sequence import Batch, by_length, collate
 from rebus.system import System, encode
 from rebus.train import Optim, Stage, Trainable
 
@@ -158,19 +157,7 @@ class LanguageTraining(nn.Module):
         """Images become codes, documents become sequences, sequences a batch."""
         encoded = encode(self.tokenizer, documents, replies="generation")
         sequences = [self.grammar.serialize(d, template=self.template, loss=self.loss) for d in encoded]
-        if self.pack is None:
-            return self.lm(collate(sequences, pad_id=self.grammar.special.pad).to(self.lm.llm.device))
-        groups = by_length(sequences, self.pack)
-        return self._over([collate(some, pack=row, pad_id=self.grammar.special.pad) for some, row in groups])
-
-    def _over(self, batches: list[Batch]) -> Losses:
-        """The losses of several batches as if they were one: the mean over all words that are learned."""
-        targets = [int(batch.target_BL[:, 1:].sum()) for batch in batches]
-        text = torch.stack(
-            [n * self.lm(batch.to(self.lm.llm.device)).text for n, batch in zip(targets, batches, strict=True)]
-        )
-        mean = text.sum() / max(1, sum(targets))
-        return Losses(mean, mean, None)
+        return losses_over(self.lm, sequences, pack=self.pack, pad_id=self.grammar.special.pad)
 
 
 def training(

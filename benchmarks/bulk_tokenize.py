@@ -15,7 +15,6 @@ import argparse
 import io
 import os
 import random
-import resource
 import statistics
 import tarfile
 import tempfile
@@ -25,7 +24,8 @@ from pathlib import Path
 import PIL.Image
 
 from rebus.apps.bulk_local import run_local
-from rebus.apps.bulk_worker import Done, Saw, Worker
+from rebus.apps.bulk_worker import Done, Make, Saw, Seen, Worker
+from rebus.data.token_shards import Entry
 
 
 def write_shards(folder: Path, shards: int, each: int) -> list[Path]:
@@ -45,9 +45,24 @@ def write_shards(folder: Path, shards: int, each: int) -> list[Path]:
     return paths
 
 
+class Timed(Worker):
+    """A worker that leaves beside the shards how much of its own time they took."""
+
+    def open(self, number: int = 0) -> Make:
+        """As a worker does; loading the model is not counted."""
+        make, began = super().open(number), time.process_time()
+
+        def timed(source: Path, seen: Seen) -> Entry:
+            entry = make(source, seen)
+            (self.out / f"{os.getpid()}.seconds").write_text(str(time.process_time() - began))
+            return entry
+
+        return timed
+
+
 def once(worker: Worker, shards: list[Path], processes: int) -> tuple[float, float]:
-    """Pictures a second of the clock, and a second of all workers' time (loading included)."""
-    before, first, last, images, early = resource.getrusage(resource.RUSAGE_CHILDREN), 0.0, 0.0, 0, 0
+    """Pictures a second of the clock, and a second of the workers' own time."""
+    first, last, images, early = 0.0, 0.0, 0, 0
     for event in run_local(worker, shards, processes):
         last = time.monotonic()
         if isinstance(event, Saw):
@@ -55,8 +70,7 @@ def once(worker: Worker, shards: list[Path], processes: int) -> tuple[float, flo
             images += event.images
         elif not isinstance(event, Done):
             raise SystemExit(f"A worker failed: {event}.")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    used = sum(float(file.read_text()) for file in worker.out.glob("*.seconds"))
     return (images - early) / (last - first), images / used
 
 
@@ -69,27 +83,28 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    ratios: dict[int, list[float]] = {}
+    clocks: dict[int, list[float]] = {}
+    owns: dict[int, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "in").mkdir()
         shards = write_shards(Path(folder) / "in", args.shards, args.each)
         for number in range(args.rounds):
-            alone = 0.0
+            one: tuple[float, float] | None = None
             for processes in args.processes:
                 out = Path(folder) / f"{number}-{processes}"
-                clock, own = once(Worker(args.system, out, args.weights, batch=16), shards, processes)
-                alone = alone or clock / processes
-                ratios.setdefault(processes, []).append(clock / processes / alone)
-                load = os.getloadavg()[0]
+                clock, own = once(Timed(args.system, out, args.weights, batch=16), shards, processes)
+                one = one or (clock / processes, own)
+                clocks.setdefault(processes, []).append(clock / processes / one[0])
+                owns.setdefault(processes, []).append(own / one[1])
                 print(
-                    f"round {number + 1}  {processes} processes  {clock:7.1f} pictures/s  {clock / processes / alone:.2f} of "
-                    f"linear  {own:.1f} pictures per second of their own time  (load {load:.1f})",
+                    f"round {number + 1}  {processes} processes  {clock:6.1f} pictures/s by the clock ({clocks[processes][-1]:.2f} "
+                    f"of linear)  {own:6.1f} in a second of their own time ({owns[processes][-1]:.2f})  "
+                    f"load {os.getloadavg()[0]:.1f}",
                     flush=True,
                 )
-    for processes, found in ratios.items():
-        print(
-            f"{processes} processes: median {statistics.median(found):.2f} of linear ({min(found):.2f} to {max(found):.2f})"
-        )
+    for processes in args.processes:
+        by_clock, by_own = statistics.median(clocks[processes]), statistics.median(owns[processes])
+        print(f"{processes} processes: median {by_clock:.2f} of linear by the clock, {by_own:.2f} by their own time")
 
 
 if __name__ == "__main__":

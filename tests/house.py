@@ -339,6 +339,8 @@ def repository_texts() -> Iterator[tuple[str, str]]:
         folders[:] = sorted(name for name in folders if not name.endswith(("cache", ".egg-info")))
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
         for path in sorted(Path(folder, name) for name in files):
+            if path.name in SKIPPED_FOLDERS:  # in a worktree `.git` is a file
+                continue
             if path.suffix in TEXT_ENDINGS and path.stat().st_size < 1_000_000:
                 with contextlib.suppress(UnicodeDecodeError):
                     yield str(path.relative_to(ROOT)), path.read_text()

@@ -143,16 +143,18 @@ def demo(
     loaded = time.perf_counter()
     conversations = converse(model, SCRIPT, examples, output / "pictures", console, SAMPLING, DRAWING)
     talked = time.perf_counter() - loaded
-    for name in there([name for name in others if name != system]):
+    also = there([name for name in others if name != system])
+    for name in also:
         console.print(f"[bold]{name}[/bold]")
         del model  # one at a time
         model = load_system(name, err, device=device)
-        conversations += converse(
-            model, SHORT, examples, output / "pictures" / name.replace(":", "-"), console, SAMPLING
-        )
+        folder = output / "pictures" / name.replace(":", "-")
+        conversations += converse(model, SHORT, examples, folder, console, SAMPLING, DRAWING)
     about = (
         f"{system} on {device_name(device)}: {len(SCRIPT)} replies in {talked:.0f} s, exactly as the model gave them."
     )
+    if also:
+        about += f" Behind it are a few replies of {' and '.join(also)}."
     page = write_whole(output / "index.html", render(conversations, about=about))
     command = program()
     picture_file = examples / next(turn.shows for turn in SCRIPT if turn.shows)

@@ -171,7 +171,8 @@ def demo(
     loaded = time.perf_counter()
     conversations = converse(model, script, examples, output / "pictures", console, SAMPLING, DRAWING, special)
     talked = time.perf_counter() - loaded
-    for name in there([name for name in others if name != system]):
+    also = there([name for name in others if name != system])
+    for name in also:
         console.print(f"[bold]{name}[/bold]")
         del model  # one at a time
         special.clear()
@@ -181,6 +182,8 @@ def demo(
     about = (
         f"{system} on {device_name(device)}: {len(script)} replies in {talked:.0f} s, exactly as the model gave them."
     )
+    if also:
+        about += f" Behind it are a few replies of {' and '.join(also)}."
     page = write_whole(output / "index.html", render(conversations, about=about))
     command = program()
     picture_file = examples / next(turn.shows for turn in SCRIPT if turn.shows)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rebus.apps.loading import load_system
+from rebus.apps.safety import check_drawings
 from rebus.errors import RebusError
 from rebus.system import System
 
@@ -53,10 +54,12 @@ def named(systems: Sequence[str], adapters: Sequence[str]) -> list[Named]:
     return list(found.values())
 
 
-def load_named(models: Sequence[Named], console: Console, device: str) -> dict[str, System]:
-    """The systems, loaded, by the names that requests call them by."""
+def load_named(models: Sequence[Named], console: Console, device: str, safety: Path | None = None) -> dict[str, System]:
+    """The systems, loaded, by the names that requests call them by; `safety` is the folder of a checker that looks at all
+    that they draw."""
     systems: dict[str, System] = {}
     for one in models:
         weights = None if one.weights is None else Path(one.weights)
         systems[one.name] = load_system(one.system, console, weights=weights, adapter=one.adapter, device=device)
+        check_drawings(systems[one.name], safety)
     return systems

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,9 @@ err = Console(stderr=True, highlight=False)
 NAME = "rebus"
 
 
-def deployment(models: Sequence[Named], config: ServerConfig, *, count: int, device: str = "auto") -> Any:
+def deployment(
+    models: Sequence[Named], config: ServerConfig, *, count: int, device: str = "auto", safety: Path | None = None
+) -> Any:
     """An application for `ray.serve.run`: so many copies, each with all of the models, loaded where it runs.
 
     Copies share nothing, so none of them keeps responses that a next request would look for in another: clients send
@@ -31,7 +34,7 @@ def deployment(models: Sequence[Named], config: ServerConfig, *, count: int, dev
     def build() -> Any:
         from rebus.apps.server.app import create_app  # in the copy, where the threads have to live
 
-        return create_app(load_named(models, err, device), config)
+        return create_app(load_named(models, err, device, safety), config)
 
     import torch
 
@@ -56,9 +59,10 @@ def run_replicas(
     count: int,
     address: str | None = None,
     device: str = "auto",
+    safety: Path | None = None,
 ) -> None:
     """Serve copies until SIGTERM or Ctrl-C, then finish what runs. Raises RebusError when Ray is not installed."""
-    start(models, config, host=host, port=port, count=count, address=address, device=device)
+    start(models, config, host=host, port=port, count=count, address=address, device=device, safety=safety)
     names = ", ".join(model.name for model in models)
     err.print(f"{names} at http://{host}:{port}/v1, {count} replicas on Ray Serve", soft_wrap=True)
     over = threading.Event()
@@ -80,6 +84,7 @@ def start(
     count: int,
     address: str | None = None,
     device: str = "auto",
+    safety: Path | None = None,
     **options: Any,
 ) -> None:
     """Start the copies and return once all of them answer; `options` are those of `ray.init`."""
@@ -88,7 +93,7 @@ def start(
 
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False, **options)
     serve.start(http_options={"host": host, "port": port})
-    serve.run(deployment(models, config, count=count, device=device), name=NAME, route_prefix="/")
+    serve.run(deployment(models, config, count=count, device=device, safety=safety), name=NAME, route_prefix="/")
 
 
 def stop() -> None:

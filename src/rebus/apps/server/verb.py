@@ -15,6 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from rebus.apps.options import Device
+from rebus.apps.safety import Safety
 from rebus.apps.server.settings import ServerConfig
 from rebus.errors import RebusError
 
@@ -49,6 +50,7 @@ def serve(
     ray_address: Annotated[
         str | None, arg(metavar="ADDRESS", help="of a Ray cluster", help_behavior_hint="(default: this machine)")
     ] = None,
+    safety: Safety = None,
     device: Device = "auto",
     limits: Annotated[ServerConfig, arg(name="")] = DEFAULTS,
 ) -> None:
@@ -70,11 +72,13 @@ def serve(
     if replicas > 1:
         from rebus.apps.server.replicas import run_replicas
 
-        run_replicas(models, config, host=host, port=port, count=replicas, address=ray_address, device=device)
+        run_replicas(
+            models, config, host=host, port=port, count=replicas, address=ray_address, device=device, safety=safety
+        )
         return
     from rebus.apps.server.app import create_app
 
-    loaded = load_named(models, err, device)
+    loaded = load_named(models, err, device, safety)
     with listening(host, port) as sock:
         _announce(list(loaded), sock, config)
         run(create_app(loaded, config), sock, config)

@@ -35,8 +35,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python -m rebus.apps.demo
 
-web: $(STAMP)
-	@$(BIN)/rebus web $(WEB)
+# the page's library takes an older Pillow than the any-resolution goldens were made with: an environment of its own
+WEB_VENV := .venv-web
+WEB_STAMP := $(WEB_VENV)/.installed
+
+$(WEB_STAMP): pyproject.toml constraints.txt
+	@test -x $(WEB_VENV)/bin/python || $(PYTHON) -m venv $(WEB_VENV)
+	@echo "Installing into $(WEB_VENV) (the first time: a few minutes and a few gigabytes)"
+	@sed 's/^pillow==.*/pillow<13/' constraints.txt > $(WEB_VENV)/constraints.txt
+	@$(WEB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEB_VENV)/constraints.txt -e '.[demo]'
+	@touch $@
+
+web: $(WEB_STAMP)
+	@$(WEB_VENV)/bin/rebus web $(WEB)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q

@@ -141,7 +141,7 @@ def test_without_a_fall_a_run_is_as_without_gates(tmp_path: Path) -> None:
     one, other = run(made, tmp_path / "one")[0], run(plain, tmp_path / "other")[0]
     assert one.losses == other.losses and one.finished and one.fell is None
     assert made.config == [0, 3, 6, 9, 12]  # before the first step, at intervals, after the last
-    states = [torch.load(tmp_path / name / "checkpoint-00000012.pt") for name in ("one", "other")]
+    states = [torch.load(tmp_path / name / "checkpoint-00000012" / "process-00000.pt") for name in ("one", "other")]
     assert torch.equal(states[0]["random"], states[1]["random"])
 
 

@@ -192,6 +192,11 @@ def test_a_batch_of_any_documents_is_the_mean_of_its_words_and_images() -> None:
     torch.testing.assert_close(reversed_.total, padded.total)
 
 
+def taught(parameter: torch.Tensor) -> bool:
+    """A projector that a batch does not need runs on a dummy times zero: then its gradient is there, and zero."""
+    return parameter.grad is not None and bool(parameter.grad.any())
+
+
 def test_pictures_that_are_drawn_teach_the_way_out_and_those_that_are_read_the_way_in() -> None:
     made = module(in_full=())
     made.train()
@@ -200,5 +205,5 @@ def test_pictures_that_are_drawn_teach_the_way_out_and_those_that_are_read_the_w
         for parameter in made.lm.parameters():
             parameter.requires_grad_(True)
         made([document]).total.backward()
-        assert (made.lm.input_projector.position_4D.grad is not None) == reads
-        assert (made.lm.output_projector.resampler.queries_QC.grad is not None) == draws
+        assert taught(made.lm.input_projector.position_4D) == reads
+        assert taught(made.lm.output_projector.resampler.queries_QC) == draws

@@ -89,10 +89,11 @@ def prepared(name: str, console: Console, *, weights: Path | None = None) -> tup
 
 
 def adapters(name: str, weights: Path | None = None) -> list[str]:
-    """The specialities beside the weights of a system. Raises RebusError for an unknown name."""
-    from rebus.system import known_adapters
+    """The specialities beside the weights of a system; none for an unknown one, of which `load` says what is wrong."""
+    from rebus.system import known_adapters, known_systems
 
-    return known_adapters(name, weights)
+    paper = name.partition(":")[0]
+    return known_adapters(name, weights) if "." in paper or paper in known_systems() else []
 
 
 def needs_no_weights(name: str, config: Any) -> None:

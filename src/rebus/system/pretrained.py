@@ -86,7 +86,7 @@ def located(name: str | os.PathLike[str], papers: list[str], revision: str | Non
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
-    plain = isinstance(name, str) and (":" in text or text in papers or not ("/" in text or path.is_dir()))
+    plain = isinstance(name, str) and (not text or ":" in text or text in papers or not ("/" in text or path.is_dir()))
     if plain and os.sep not in text:
         return None
     if path.is_dir():

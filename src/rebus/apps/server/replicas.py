@@ -34,7 +34,8 @@ def deployment(
     def build() -> Any:
         from rebus.apps.server.app import create_app  # in the copy, where the threads have to live
 
-        return create_app(load_named(models, err, device, safety), config)
+        # a console of its own: that of the module cannot be sent to another process
+        return create_app(load_named(models, Console(stderr=True, highlight=False), device, safety), config)
 
     import torch
 

@@ -7,7 +7,7 @@ word table and head; the vision encoder is frozen. The paper: Llama-2-chat-13B, 
 neither steps nor batch were published, these are those of the authors' later example.
 
     rebus train seed_x.pretrain --config mini --work state
-    rebus train seed_x.pretrain --config paper --data sets.json --vision qwen_vit_G.pt --base llama
+    rebus train seed_x.pretrain --config paper --work state --data sets.json --vision qwen_vit_G.pt --base llama
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these.
 

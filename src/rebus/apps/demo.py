@@ -148,7 +148,7 @@ def demo(
         del model  # one at a time
         model = load_system(name, err, device=device)
         conversations += converse(
-            model, SHORT, examples, output / "pictures" / name.replace(":", "-"), console, SAMPLING
+            model, SHORT, examples, output / "pictures" / name.replace(":", "-"), console, SAMPLING, DRAWING
         )
     about = (
         f"{system} on {device_name(device)}: {len(SCRIPT)} replies in {talked:.0f} s, exactly as the model gave them."

@@ -143,7 +143,7 @@ def test_the_meter_says_rate_and_time_left():
     meter.add(Done(Entry("b", 1000, "", 1, "", 101, 101)))
     assert str(meter) == "2/4 shards  200 pictures  10.0/s  about 20 s left"
     assert [duration(s) for s in (0, 59.4, 61, 3599, 3700, 11_100, 200_000)] == [
-        "0 s", "59 s", "1 min", "1 h 0 min", "1 h 2 min", "3 h 5 min", "2 d 8 h",
+        "0 s", "59 s", "1 min", "1 h 0 min", "1 h 2 min", "3 h 5 min", "2 d 7 h",
     ]  # fmt: skip
 
 

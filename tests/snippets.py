@@ -73,8 +73,8 @@ def runs(words: list[str]) -> bool:
         return True
     if verb == "export":
         return "hub" in rest
-    # a tiny model with random weights points at nothing, which is an error
-    wants = any(word.startswith(("--weights", "--boxes")) or word == "cuda" for word in rest)
+    # a tiny model with random weights points at nothing, which is an error; shards are the reader's own
+    wants = any(word.startswith(("--weights", "--boxes", "--shards")) or word == "cuda" for word in rest)
     return verb in RUN and not wants
 
 

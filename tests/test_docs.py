@@ -94,7 +94,7 @@ def check_command(block: Block, words: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_shows_works(page, reader, request):
-    if page.name == "server.md":
+    if page.name in ("server.md", "README.md"):
         request.getfixturevalue("answered")
     names: dict[str, object] = {"__name__": "snippet"}
     for block in blocks(page):

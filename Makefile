@@ -1,20 +1,23 @@
 # Every target sets itself up from a fresh clone: Python 3.11 or newer is all it needs. The second time is instant.
 #
 #   make demo    a conversation with a trained model, in the terminal and as demo/index.html
-#   make test    the tests
+#   make web     the page: talk with the models, look into their tokens (make web WEB='--port 8000' for its options)
+#   make test    the tests; those in a browser need Chromium (apt install chromium) and the model that make demo fetches
 #   make lint    style, formatting and types
+#   make docs    the documentation, in site/
 #   make venv    only the environment, in .venv
 #
 # Another Python: make PYTHON=python3.12. More for pip, such as an index of your own: make PIP_FLAGS='--index-url …'.
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+WEB ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint
+.PHONY: help venv demo web test lint docs
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,6 +35,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python -m rebus.apps.demo
 
+# the page's library takes an older Pillow than the any-resolution goldens were made with: an environment of its own
+WEB_VENV := .venv-web
+WEB_STAMP := $(WEB_VENV)/.installed
+
+$(WEB_STAMP): pyproject.toml constraints.txt
+	@test -x $(WEB_VENV)/bin/python || $(PYTHON) -m venv $(WEB_VENV)
+	@echo "Installing into $(WEB_VENV) (the first time: a few minutes and a few gigabytes)"
+	@sed 's/^pillow==.*/pillow<13/' constraints.txt > $(WEB_VENV)/constraints.txt
+	@$(WEB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEB_VENV)/constraints.txt -e '.[demo]'
+	@touch $@
+
+web: $(WEB_STAMP)
+	@$(WEB_VENV)/bin/rebus web $(WEB)
+
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q
 
@@ -39,3 +56,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html"

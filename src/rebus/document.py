@@ -16,7 +16,7 @@ import PIL.Image
 import torch
 
 from rebus.errors import RebusError
-from rebus.visual import Codes, VisualTokens
+from rebus.visual import Codes, Drawn, VisualTokens
 
 Role = Literal["system", "user", "assistant"]
 
@@ -26,12 +26,13 @@ class Image:
     """One image of a document: pixels, tokens, or both; at least one of the three is there.
 
     `understood` is how a model reads it, `generated` how a model writes it; both are known when the image was encoded
-    ahead of time, `generated` also when a model has just written it.
+    ahead of time, `generated` also when a model has just written it; `drawn` says how pixels came from `generated`.
     """
 
     pixels: PIL.Image.Image | None = None
     understood: VisualTokens | None = None
     generated: VisualTokens | None = None
+    drawn: Drawn | None = None
 
     def __post_init__(self) -> None:
         if self.pixels is None and self.understood is None and self.generated is None:
@@ -39,7 +40,7 @@ class Image:
 
     def with_tokens(self, *, understood: VisualTokens | None = None, generated: VisualTokens | None = None) -> Image:
         """The same image with `understood` and/or `generated` filled in; what is not given stays."""
-        return Image(self.pixels, understood or self.understood, generated or self.generated)
+        return Image(self.pixels, understood or self.understood, generated or self.generated, self.drawn)
 
 
 @dataclass(frozen=True)
@@ -129,32 +130,45 @@ class Document:
 # ---------------------------------------------------------------------------------------------- the JSON form
 
 
-def to_json(document: Document) -> dict[str, Any]:
+def plain_png(image: Image) -> bytes:
+    """An image's pixels as a PNG file. Raises RebusError where there are none."""
+    if image.pixels is None:
+        raise RebusError("An image that has tokens and no pixels has no JSON form. Detokenize it first.")
+    buffer = io.BytesIO()
+    image.pixels.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_json(document: Document, png: Callable[[Image], bytes] = plain_png) -> dict[str, Any]:
     """The chat-message form: `{"messages": [{"role", "content": [{"type": "text" | "image_url" | "box", …}]}]}`.
 
-    Images are written as PNG data URLs; tokens are not written. Raises RebusError for an image without pixels.
+    Images are written as data URLs of what `png` makes of them; unless that writes tokens, they are not written. Raises
+    RebusError for an image without pixels.
     """
-    return {"messages": [{"role": m.role, "content": [_part_to_json(p) for p in m.content]} for m in document.messages]}
+    return {
+        "messages": [{"role": m.role, "content": [_part_to_json(p, png) for p in m.content]} for m in document.messages]
+    }
 
 
-def _part_to_json(part: Part) -> dict[str, Any]:
+def _part_to_json(part: Part, png: Callable[[Image], bytes]) -> dict[str, Any]:
     match part:
         case str():
             return {"type": "text", "text": part}
         case Box():
             return {"type": "box", "box": [part.cx, part.cy, part.w, part.h]}
         case Image():
-            if part.pixels is None:
-                raise RebusError("An image that has tokens and no pixels has no JSON form. Detokenize it first.")
-            buffer = io.BytesIO()
-            part.pixels.save(buffer, format="PNG")
-            url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+            url = "data:image/png;base64," + base64.b64encode(png(part)).decode()
             return {"type": "image_url", "image_url": {"url": url}}
 
 
-def from_json(data: dict[str, Any], open_image: Callable[[str], PIL.Image.Image]) -> Document:
-    """The inverse of `to_json`; `open_image(url)` turns the URL of an image part into pixels (and decides what it
-    is allowed to open). Content may also be a plain string, and an image codes of a tokenizer, which serve both readings. Raises RebusError naming the message that is malformed."""
+OpenImage = Callable[[str], PIL.Image.Image | Image]
+"""Turns the URL of an image part into pixels, or into an image that knows its tokens."""
+
+
+def from_json(data: dict[str, Any], open_image: OpenImage) -> Document:
+    """The inverse of `to_json`; `open_image(url)` opens what the URL of an image part names (and decides what it
+    is allowed to open). Content may also be a plain string, and an image codes of a tokenizer, which serve both
+    readings. Raises RebusError naming the message that is malformed."""
     if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
         raise RebusError('A document is an object {"messages": [...]}, but this one has no list of messages.')
     messages = []
@@ -167,12 +181,13 @@ def from_json(data: dict[str, Any], open_image: Callable[[str], PIL.Image.Image]
     return Document(tuple(messages))
 
 
-def _part_from_json(part: Any, number: int, open_image: Callable[[str], PIL.Image.Image]) -> Part:
+def _part_from_json(part: Any, number: int, open_image: OpenImage) -> Part:
     match part:
         case {"type": "text", "text": str(text)}:
             return text
         case {"type": "image_url", "image_url": {"url": str(url)}} | {"type": "image_url", "image_url": str(url)}:
-            return Image(open_image(url))
+            opened = open_image(url)
+            return opened if isinstance(opened, Image) else Image(opened)
         case {"type": "image_codes", "source": str(source), "codes": [*ids]} if ids and all(
             type(code) is int and 0 <= code < 2**63 for code in ids
         ):

@@ -21,6 +21,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from einops import rearrange
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rebus.errors import RebusError
@@ -60,9 +61,14 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     Raises RebusError if there is no such file, it is empty, cut off, not a picture, or has more than `max_pixels`
     pixels (which is read from its header, before anything is decoded; Pillow itself refuses more than 178 million).
     """
+    return decode_image(read_picture(path), name=str(Path(path)), max_pixels=max_pixels)
+
+
+def read_picture(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a picture's file. Raises RebusError where it cannot be read."""
     file = Path(path)
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
         raise RebusError(f"There is no file {file}. Check the path of the picture.") from None
     except IsADirectoryError:
@@ -70,7 +76,6 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or error
         raise RebusError(f"The file {str(file)!r} cannot be read: {reason}. Check its path and permissions.") from None
-    return decode_image(data, name=str(file), max_pixels=max_pixels)
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
@@ -198,8 +203,39 @@ def _channels(values: RGB) -> Tensor:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def save_image(image: PIL.Image.Image, path: str | os.PathLike[str]) -> Path:
-    """Writes the picture, whole or not at all, in the format that the ending of `path` names; makes the folder.
+NOTE = "rebus"
+"""The keyword of the text chunk of a PNG file that holds what the picture remembers."""
+
+
+def to_png(image: PIL.Image.Image, note: str | None = None) -> bytes:
+    """The picture as a PNG file, with an ASCII `note` in it that viewers do not show."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=_chunks(note))
+    return buffer.getvalue()
+
+
+def note_of(data: bytes) -> str | None:
+    """The note in the bytes of a PNG file; None in other files and where there is none. Anyone may have written it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            note = PIL.Image.open(io.BytesIO(data), formats=["PNG"]).info.get(NOTE)
+    except Exception:  # Pillow's readers raise whatever a broken header makes them stumble over
+        return None
+    return str(note) if isinstance(note, str) else None
+
+
+def _chunks(note: str | None) -> PngInfo | None:
+    if note is None:
+        return None
+    chunks = PngInfo()
+    chunks.add_text(NOTE, note)
+    return chunks
+
+
+def save_image(image: PIL.Image.Image, path: str | os.PathLike[str], *, note: str | None = None) -> Path:
+    """Writes the picture, whole or not at all, in the format that the ending of `path` names; makes the folder. A PNG
+    file takes an ASCII `note` along; other formats have no place for it.
 
     Raises RebusError for an ending that names no picture format and for a folder that cannot be written.
     """
@@ -208,9 +244,10 @@ def save_image(image: PIL.Image.Image, path: str | os.PathLike[str]) -> Path:
     if file_format not in FORMATS or file_format not in PIL.Image.SAVE:
         raise RebusError(f"{file} does not end like a picture file, so its format is unknown. End it in .png or .jpg.")
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    options = {"pnginfo": _chunks(note)} if file_format == "PNG" and note is not None else {}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        image.save(part, format=file_format)
+        image.save(part, format=file_format, **options)
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)

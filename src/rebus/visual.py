@@ -74,6 +74,22 @@ class ImageSampling:
     """Height and width in pixels, where the detokenizer draws several (LaVIT)."""
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """How a picture was drawn from its tokens: with these, the same weights draw it again."""
+
+    model: str
+    """The system that drew it: `seed:mini`."""
+    weights: str
+    """Hash of all its weights."""
+    seed: int
+    """Of the picture's own generator."""
+    sampling: ImageSampling
+    """The settings that were given."""
+    source: PIL.Image.Image | None = None
+    """What a detokenizer that edits started from."""
+
+
 class VisualTokenizer(Protocol):
     """Images → tokens."""
 

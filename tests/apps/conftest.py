@@ -14,6 +14,7 @@ import rebus.system
 from rebus.apps import cli, loading
 from rebus.document import Box, Document, Image, Message
 from rebus.errors import RebusError
+from rebus.system import System
 from rebus.visual import Codes, Progress
 
 RED = PIL.Image.new("RGB", (64, 64), (220, 30, 30))
@@ -60,6 +61,10 @@ class FakeSystem:
     grammar: FakeGrammar = field(default_factory=FakeGrammar)
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     detokenizer: FakeDetokenizer = field(default_factory=FakeDetokenizer)
+    name: str = "seed:mini"
+    weights: str = "fake"
+    draw = System.draw
+    edits = System.edits
 
     def stream(self, document: Document, *, modality, sampling, generator) -> Iterator:
         self.calls.append({"document": document, "modality": modality, "sampling": sampling, "generator": generator})

@@ -82,7 +82,7 @@ def test_a_path_that_is_not_there_is_an_error():
 
 def test_a_conversation_grows_by_exchanges(chat, system, tmp_path):
     text = said(chat, "hello", "", "and now?")
-    assert [message.role for message in chat.document.messages] == ["user", "assistant"] * 2
+    assert [message.role for message in chat.conversation.document.messages] == ["user", "assistant"] * 2
     assert "You said “hello”" in text and "‹box 0.50 0.50 0.25 1.00›" in text
     assert len(system.calls[-1]["document"].messages) == 3
     assert [file.name for file in sorted((tmp_path / "drawn").iterdir())] == ["image-001.png", "image-002.png"]
@@ -96,15 +96,15 @@ def test_image_waits_for_the_next_message(chat, system, cat):
 
 def test_draw_forces_a_picture(chat, system):
     said(chat, "/draw a boat")
-    assert system.calls[0]["modality"] == "image" and chat.document.messages[0].text == "a boat"
-    assert isinstance(chat.document.messages[1].content[0], Image)
+    assert system.calls[0]["modality"] == "image" and chat.conversation.document.messages[0].text == "a boat"
+    assert isinstance(chat.conversation.document.messages[1].content[0], Image)
 
 
 def test_undo_and_new(chat):
     text = said(chat, "one", "two", "/undo")
-    assert len(chat.document.messages) == 2 and "taken back: two" in text
+    assert len(chat.conversation.document.messages) == 2 and "taken back: two" in text
     said(chat, "/new")
-    assert chat.document.messages == ()
+    assert chat.conversation.document.messages == ()
     assert "nothing can be taken back" in said(chat, "/undo")
 
 
@@ -124,7 +124,7 @@ def test_save(chat, tmp_path, name):
 )
 def test_errors_do_not_end_the_chat(chat, line):
     said(chat, line, "hello")
-    assert len(chat.document.messages) == 2
+    assert len(chat.conversation.document.messages) == 2
 
 
 def test_quit_and_help(chat, system):
@@ -135,7 +135,7 @@ def test_quit_and_help(chat, system):
 def test_ctrl_c_stops_the_reply_only(chat, system):
     system.interrupt = True
     assert "stopped" in said(chat, "hello")
-    assert chat.document.messages == () and system.closed == 1
+    assert chat.conversation.document.messages == () and system.closed == 1
 
 
 # ------------------------------------------------------------------------------------------------ the terminal
@@ -186,6 +186,6 @@ def test_an_image_without_pixels_is_said(tmp_path):
 
 def test_keep_counts_on(tmp_path):
     keep = keep_in(tmp_path)
-    image = PIL.Image.new("RGB", (4, 4))
+    image = Image(PIL.Image.new("RGB", (4, 4)))
     keep(image).rename(tmp_path / "image-041.png")
     assert keep(image).name == "image-042.png" and open_image(tmp_path / "image-042.png").size == (4, 4)

@@ -14,9 +14,11 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from rebus.apps.files import save_document
-from rebus.apps.terminal import keep_in, picture, show
-from rebus.document import Document, Image, Message, Part, user
+from rebus.apps.conversation import Conversation
+from rebus.apps.files import open_conversation, save_conversation
+from rebus.apps.memory import open_drawing
+from rebus.apps.terminal import CONTROL, keep_in, picture, show
+from rebus.document import Image, Message, Part, user
 from rebus.errors import RebusError
 from rebus.images import open_image
 
@@ -25,8 +27,11 @@ Write a message and press Enter. A path to a picture in it becomes the picture: 
   /draw TEXT     answer with a picture and nothing else
   /image PATH    put a picture into the next message
   /undo          take the last exchange back
+  /back N        go back to behind turn N; what you say next begins a branch
+  /branches      list the branches; /branch N goes on with one of them
   /new           begin a new conversation
   /save FILE     keep the conversation, as .json or as a web page (.html)
+  /open FILE     go on with a conversation that was kept as .json
   /help          this text
   /quit          leave (or Ctrl-D); Ctrl-C stops a reply"""
 
@@ -37,7 +42,15 @@ PICTURE_PATH = re.compile(
 )
 
 
-def read_message(line: str, waiting: Iterable[Image] = ()) -> Message:
+OpenPicture = Callable[[Path], Image]
+
+
+def plain_picture(path: Path) -> Image:
+    """The picture in a file, whatever it remembers."""
+    return Image(open_image(path))
+
+
+def read_message(line: str, waiting: Iterable[Image] = (), open_picture: OpenPicture = plain_picture) -> Message:
     """A typed line as a user's message: paths of pictures in it become the pictures, after those already `waiting`.
 
     Raises RebusError for an empty message and for a path that cannot be opened.
@@ -46,7 +59,7 @@ def read_message(line: str, waiting: Iterable[Image] = ()) -> Message:
     end = 0
     for found in PICTURE_PATH.finditer(line):
         path = found["quoted"] or found["bare"].replace("\\ ", " ")
-        image = Image(open_image(Path(path).expanduser()))
+        image = open_picture(Path(path).expanduser())
         parts += [text for text in [line[end : found.start()].strip()] if text]
         parts.append(image)
         end = found.end()
@@ -70,8 +83,8 @@ class Chat:
     """What sampling and drawing draw from."""
     sampling: Any
     """How replies are sampled."""
-    document: Document = Document(())
-    """The conversation so far."""
+    conversation: Conversation = field(default_factory=Conversation)
+    """What was said so far."""
     waiting: list[Image] = field(default_factory=list)
     """Pictures for the next message."""
 
@@ -103,41 +116,68 @@ class Chat:
             case "/image":
                 self.attach(_path_after(command, rest))
             case "/draw":
-                self.answer(read_message(rest, self.waiting), "image")
+                self.answer(read_message(rest, self.waiting, self.open_picture), "image")
             case "/undo":
-                self.undo()
+                question = self.conversation.undo()
+                self.say(f"taken back: {question.text or 'a picture'}")
+            case "/back":
+                self.conversation.back_to(_number_after(command, rest))
+                self.say(f"behind turn {len(self.conversation.path)}; what you say next begins a branch")
+            case "/branches":
+                for number, end in enumerate(self.conversation.branches, 1):
+                    here = "  ‹ here" if end is self.conversation.last else ""
+                    self.say(f"{number}  {self.conversation.branch_title(end)}{here}")
+            case "/branch":
+                self.conversation.switch(_number_after(command, rest) - 1)
+                self.say(f"behind turn {len(self.conversation.path)} of this branch")
             case "/new":
-                self.document, self.waiting = Document(()), []
-                self.console.print("a new conversation", style="dim")
+                self.conversation, self.waiting = Conversation(), []
+                self.say("a new conversation")
             case "/save":
-                file = save_document(self.document, _path_after(command, rest))
-                self.console.print(Text(f"saved as {file}", "dim"), soft_wrap=True)
+                self.say(f"saved as {save_conversation(self.conversation, _path_after(command, rest))}")
+            case "/open":
+                self.conversation, notices = open_conversation(_path_after(command, rest), self.system)
+                self.waiting = []
+                for notice in notices:
+                    self.say(notice)
+                self.say(f"a conversation of {len(self.conversation.path)} turns")
             case _ if line.startswith("/") and not PICTURE_PATH.match(line):
                 raise RebusError(f"There is no command {command}. /help lists those that there are.")
             case _:
-                self.answer(read_message(line, self.waiting), "any")
+                self.answer(read_message(line, self.waiting, self.open_picture), "any")
 
     def attach(self, path: Path) -> None:
         """Opens a picture for the next message and shows it."""
-        image = open_image(path)
-        self.waiting.append(Image(image))
-        self.console.print(picture(image, self.console), end="")
-        self.console.print("now write what you want to know about it", style="dim")
+        image = self.open_picture(path)
+        self.waiting.append(image)
+        assert image.pixels is not None
+        self.console.print(picture(image.pixels, self.console), end="")
+        self.say("now write what you want to know about it")
+
+    def open_picture(self, path: Path) -> Image:
+        """The picture in a file; one that the system drew comes with its tokens."""
+        image, notice = open_drawing(path, self.system)
+        if notice:
+            self.say(notice)
+        return image
 
     def answer(self, message: Message, modality: str) -> None:
         """Asks the system and shows its reply."""
-        asked = self.document.add(message)
+        asked = self.conversation.document.add(message)
         stream = self.system.stream(asked, modality=modality, sampling=self.sampling, generator=self.generator)
         parts = show(stream, self.console, keep_in(self.folder))
-        self.document, self.waiting = asked.add(Message("assistant", parts)), []
+        self.conversation.add(message, Message("assistant", parts))
+        self.waiting = []
 
-    def undo(self) -> None:
-        """Takes the last exchange back."""
-        if not self.document.messages:
-            raise RebusError("The conversation is empty, so nothing can be taken back. Write a message first.")
-        question = self.document.messages[-2]
-        self.document = Document(self.document.messages[:-2])
-        self.console.print(Text(f"taken back: {question.text or 'a picture'}", "dim"), soft_wrap=True)
+    def say(self, what: str) -> None:
+        """Tells something that is not the model's."""
+        self.console.print(Text(CONTROL.sub("", what), "dim"), soft_wrap=True)
+
+
+def _number_after(command: str, rest: str) -> int:
+    if not rest.strip().isdecimal():
+        raise RebusError(f"{command} needs a number after it, but there is {rest.strip()!r}. For example: {command} 1")
+    return int(rest)
 
 
 def _path_after(command: str, rest: str) -> Path:

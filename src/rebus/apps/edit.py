@@ -10,13 +10,14 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from rebus.apps.loading import load_system
-from rebus.apps.options import Device, Picture, Seed, Steps, System, Temperature, Weights, not_empty
+from rebus.apps.memory import save_drawing
+from rebus.apps.options import Adapter, Device, Picture, Seed, Steps, System, Temperature, Weights, not_empty
 from rebus.apps.terminal import show
 from rebus.document import Document, Image, user
 from rebus.errors import RebusError
-from rebus.images import open_image, save_image
+from rebus.images import open_image
 from rebus.sampling import Sampling
-from rebus.visual import Editor, ImageSampling
+from rebus.visual import ImageSampling
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -44,14 +45,15 @@ def edit(
     text_guidance: Guidance = None,
     image_guidance: Keeping = None,
     temperature: Temperature = 0.0,
+    adapter: Adapter = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Change a picture as words say, and keep the rest of it."""
     pixels = open_image(image)
     asked = Document((user(Image(pixels), not_empty(instruction, "instruction")),))
-    model = load_system(system, err, weights=weights, device=device)
-    if not (isinstance(model.detokenizer, Editor) and model.detokenizer.edits):
+    model = load_system(system, err, weights=weights, device=device, adapter=adapter, usual="edit")
+    if not model.edits:
         raise RebusError(
             f"{system} draws every picture anew: its image decoder does not see the picture that is to be changed. "
             "Name a model that edits, such as seed_x:mini."
@@ -61,6 +63,6 @@ def edit(
     stream = model.stream(
         asked, modality="image", sampling=Sampling(temperature=temperature, image=drawing), generator=generator
     )
-    drawn = [part for part in show(stream, out, lambda picture: save_image(picture, output)) if isinstance(part, Image)]
+    drawn = [part for part in show(stream, out, lambda image: save_drawing(image, output)) if isinstance(part, Image)]
     if not drawn or drawn[-1].pixels is None:
         raise RebusError(f"{system} drew nothing for {instruction!r}. Try other words or another --seed.")

@@ -14,8 +14,10 @@ from urllib.parse import unquote_to_bytes
 import PIL.Image
 import torch
 
+from rebus.apps.conversation import Conversation, conversation_from_json, conversation_json
+from rebus.apps.memory import read_drawing
 from rebus.apps.page import render
-from rebus.document import Document, Image, to_json
+from rebus.document import Image
 from rebus.errors import RebusError
 from rebus.images import decode_image, open_image
 from rebus.visual import Codes
@@ -33,6 +35,11 @@ def write_whole(path: Path, text: str) -> Path:
     return path
 
 
+def numbered(file: Path, count: int) -> list[Path]:
+    """The names of `count` files: the name itself, or the name with numbers from 1 where there are several."""
+    return [file] if count == 1 else [file.with_stem(f"{file.stem}-{n}") for n in range(1, count + 1)]
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises RebusError naming the file."""
     try:
@@ -41,21 +48,50 @@ def read_json(path: Path) -> Any:
         raise RebusError(f"There is no file {path}. Check the path.") from None
     except json.JSONDecodeError as error:
         raise RebusError(f"{path} is not JSON: line {error.lineno}, {error.msg}. Write it again.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RebusError(f"{path} cannot be read as text: {error}. Give a JSON file.") from None
 
 
 # ------------------------------------------------------------------------------------------------ conversations
 
 
-def save_document(document: Document, path: Path) -> Path:
-    """Writes a conversation: `.html` as a page to look at, `.json` in the chat-message form."""
+MAX_FILE = 256_000_000
+"""The largest conversation that is opened, in bytes."""
+
+
+def save_conversation(conversation: Conversation, path: Path) -> Path:
+    """Writes a conversation: `.html` as a page to look at, `.json` to be opened again, in the chat-message form with its
+    branches and with pictures that remember."""
     match path.suffix.lower():
         case ".html":
-            return write_whole(path, render([document]))
+            return write_whole(path, render([conversation.document]))
         case ".json":
-            return write_whole(path, json.dumps(to_json(document), ensure_ascii=False, indent=1) + "\n")
+            data = conversation_json(conversation)
+            return write_whole(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     raise RebusError(f"{path} ends in neither .json nor .html, so its form is unknown. End it in one of them.")
+
+
+def open_conversation(path: Path, system: Any) -> tuple[Conversation, list[str]]:
+    """A conversation that `save_conversation` wrote as JSON, its pictures with the tokens that `system` can use; and notices
+    for the user about those that remember something else. Pictures must lie inside the file: one that comes from others
+    opens nothing of this machine. Raises RebusError for a file that is too large or is no conversation."""
+    notices: list[str] = []
+
+    def open_image(url: str) -> Image:
+        if not url.startswith("data:"):
+            raise RebusError(
+                f"A picture of {path} lies elsewhere, at {url!r:.80}, where nothing is opened. Save it again."
+            )
+        image, notice = read_drawing(_data_of(url), system, name="a picture of the conversation")
+        notices.extend([notice] if notice and notice not in notices else [])
+        return image
+
+    if path.is_file() and path.stat().st_size > MAX_FILE:
+        raise RebusError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_FILE:,} that are opened.")
+    try:
+        return conversation_from_json(read_json(path), open_image), notices
+    except (ValueError, TypeError) as error:
+        raise RebusError(f"{path} is no conversation that can be opened: {error}") from None
 
 
 def image_at(url: str) -> PIL.Image.Image:
@@ -64,12 +100,15 @@ def image_at(url: str) -> PIL.Image.Image:
         raise RebusError(f"{url} is on the network, where nothing is opened. Download the picture first.")
     if not url.startswith("data:"):
         return open_image(url.removeprefix("file://"))
+    return decode_image(_data_of(url), name="a data URL of the document")
+
+
+def _data_of(url: str) -> bytes:
     head, _, body = url.partition(",")
     try:
-        data = base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
-    except binascii.Error as error:
+        return base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
+    except (binascii.Error, ValueError) as error:
         raise RebusError(f"A data URL of the document is broken ({error}). Write the document again.") from None
-    return decode_image(data, name="a data URL of the document")
 
 
 # ------------------------------------------------------------------------------------------------ codes

@@ -21,8 +21,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from rebus.apps.memory import save_drawing
 from rebus.document import Box, Image, Part
-from rebus.images import save_image, to_rgb
+from rebus.images import to_rgb
 from rebus.visual import Codes, Progress
 
 MAX_COLUMNS = 48
@@ -34,8 +35,8 @@ MAX_ROWS = 28
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What a model may write and a terminal would obey."""
 
-Keep = Callable[[PIL.Image.Image], Path]
-"""Saves a picture and says where."""
+Keep = Callable[[Image], Path]
+"""Saves an image that has pixels and says where."""
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -128,7 +129,7 @@ class _Shown:
             self.console.print(f"an image of {what}, not drawn: no detokenizer is loaded", style="dim")
             return
         self.console.print(picture(image.pixels, self.console), end="")
-        if name := str(keep(image.pixels)):
+        if name := str(keep(image)):
             self.console.print(Text(f"saved as {name}", "dim"), soft_wrap=True)
 
     def end_line(self) -> None:
@@ -150,10 +151,10 @@ def _drawing(progress: Progress, console: Console) -> RenderableType:
 
 
 def keep_in(folder: Path, stem: str = "image") -> Keep:
-    """A `keep` that numbers the pictures of a folder on from those that are there."""
+    """A `keep` that numbers the pictures of a folder on from those that are there; they remember how they were drawn."""
 
-    def keep(image: PIL.Image.Image) -> Path:
+    def keep(image: Image) -> Path:
         taken = [int(m[1]) for file in folder.glob(f"{stem}-*.png") if (m := re.search(r"-(\d+)\.png$", file.name))]
-        return save_image(image, folder / f"{stem}-{max(taken, default=0) + 1:03}.png")
+        return save_drawing(image, folder / f"{stem}-{max(taken, default=0) + 1:03}.png")
 
     return keep

@@ -110,6 +110,11 @@ class Run:
             else Lines(lambda line: out.print(line, markup=False, highlight=False, soft_wrap=True)),
             layout=Layout(options.parallel, options.recompute),
         )
+        if result.fell:
+            raise RebusError(
+                f"{self.name} was stopped at step {result.step}, since {result.fell}. The last good weights are in "
+                f"{result.weights}; go on from these with other settings in another folder."
+            )
         if not result.finished:
             raise RebusError(f"{self.name} was stopped at step {result.step}. The same command goes on from there.")
         if parallel.main_process():

@@ -72,4 +72,11 @@ def reply(
     messages = system.generate(
         [document], modality=modality, sampling=sampling, generators=[generator], scorer=scorer, rows=32
     )
-    yield from messages[0].content
+    for part in messages[0].content:
+        if isinstance(part, Image) and part.drawn is not None:
+            # pictures that were drawn beside others differ from the same drawn alone by rounding: what is kept can be
+            # drawn again bit for bit
+            generator = torch.Generator().manual_seed(part.drawn.seed)
+            yield from system.draw([Image(generated=part.generated)], [part.drawn.source], [generator], sampling.image)
+        else:
+            yield part

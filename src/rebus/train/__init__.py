@@ -2,6 +2,19 @@
 
 from rebus.train.fit import FitResult, fit
 from rebus.train.sharding import Layout
-from rebus.train.stage import Losses, Optim, Resumable, Stage, Trainable, trainable_table
+from rebus.train.stage import Evaluation, Gate, Losses, Margin, Optim, Resumable, Stage, Trainable, trainable_table
 
-__all__ = ["FitResult", "Layout", "Losses", "Optim", "Resumable", "Stage", "Trainable", "fit", "trainable_table"]
+__all__ = [
+    "Evaluation",
+    "FitResult",
+    "Gate",
+    "Layout",
+    "Losses",
+    "Margin",
+    "Optim",
+    "Resumable",
+    "Stage",
+    "Trainable",
+    "fit",
+    "trainable_table",
+]

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from rebus.nn.precision import fast_dtype
 from rebus.sequence import Counts
 from rebus.train import checkpointing, dcp, log, parallel, sharding
 from rebus.train.batches import batch_size, endless, to_device
+from rebus.train.gates import Gates
 from rebus.train.optimiser import build_optimiser, clip, finite, numbers, select, set_modes
 from rebus.train.process import isolated_random, seed_of, stop_signals
 from rebus.train.schedule import average, rate
 from rebus.train.sharding import Layout
-from rebus.train.stage import Row, Stage, named_values, trainable_table
+from rebus.train.stage import Evaluation, Row, Stage, named_values, trainable_table
 from rebus.train.state import Run, load_into, resume_from
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -43,6 +44,8 @@ class FitResult:
     """whether that is all of them; if not, calling again goes on"""
     stopped_by: str | None
     """the signal that stopped it, `SIGTERM` or `SIGINT`"""
+    fell: str | None
+    """what a gate stopped it for; `weights` are then the last good ones, and so are the module's"""
     losses: list[float]
     """the total loss of every step of this call"""
     evals: dict[str, float]
@@ -69,7 +72,8 @@ def fit(
 
     Writes into `folder`: checkpoints (the `keep` newest), `weights.safetensors` with every checkpoint, `config.json`,
     `log.jsonl` (means since the last record), TensorBoard files where that is installed, `curves.png` at the end.
-    Evaluations run every `eval_every` steps (None: not on the way) and after the last. SIGTERM and Ctrl-C end the step under way,
+    Evaluations run every `eval_every` steps (None: not on the way) and after the last, gates at their own intervals, which may
+    end the run with the last good weights. SIGTERM and Ctrl-C end the step under way,
     save and return; a second Ctrl-C interrupts at once. The caller's global random state is left as it was.
 
     A batch that is refused (RebusError) saves what was learned before it; going on then begins with the batch after it.
@@ -109,6 +113,8 @@ def fit(
         parallel.together(lambda: describe(stage, folder, seed, table, watcher.note), main=True)
         journal = parallel.together(lambda: log.Journal(folder, run.step, writes=parallel.main_process()))
         assert journal is not None
+        gates = Gates.of(stage.gates, folder, run.step)
+        figures = functools.partial(measure, model=model)
         losses: list[float] = []
         saved_at = run.step if resumed else -1
         batches = endless(stage)
@@ -117,7 +123,7 @@ def fit(
         try:
             set_modes(stage.module)
             clock, samples = time.perf_counter(), run.samples
-            while run.step < optim.steps and not stopping:
+            while not gates.shut(run, figures, journal, watcher) and run.step < optim.steps and not stopping:
                 share = rate(optim, run.step)
                 for group in optimiser.param_groups:
                     group["lr"] = group["peak"] * share
@@ -192,6 +198,8 @@ def fit(
                 evaluate(run, model, journal, watcher)
             if run.step >= optim.steps and run.mean is not None:
                 load_into(learning, run.mean)  # the module leaves with the weights that were saved
+            if gates.fell:
+                gates.bring_back(run, watcher)
             with contextlib.suppress(ImportError):  # curves need matplotlib, an extra
                 if parallel.main_process():
                     log.draw_curves(folder)
@@ -200,7 +208,8 @@ def fit(
             watcher.close()
     stopped_by = (stop[0] if stop else "another process") if stopping else None
     weights = folder / "weights.safetensors"
-    return FitResult(run.step, run.step >= optim.steps, stopped_by, losses, journal.evals, weights)
+    finished = run.step >= optim.steps and gates.fell is None
+    return FitResult(run.step, finished, stopped_by, gates.fell, losses, journal.evals, weights)
 
 
 def mean_counts(
@@ -239,13 +248,17 @@ def evaluate(run: Run, model: Any, journal: log.Journal, watcher: log.Reporter) 
     the training alone."""
     if not run.stage.evals:
         return
+    report(journal, watcher, {"step": run.step, **measure(run, run.stage.evals, model=model)})
+
+
+def measure(run: Run, tasks: Iterable[Evaluation], *, model: Any) -> dict[str, float]:
+    """What evaluations or batteries yield: without gradients, in evaluation mode, with random draws of their own."""
     run.stage.module.eval()
     try:
         with torch.no_grad(), isolated_random(run.device, 0), averaged(run), sharding.readable(model):
-            values = {name: float(value) for task in run.stage.evals for name, value in task()}
+            return {name: float(value) for task in tasks for name, value in task()}
     finally:
         set_modes(run.stage.module)
-    report(journal, watcher, {"step": run.step, **values})
 
 
 @contextlib.contextmanager

@@ -11,6 +11,9 @@ from rebus.errors import RebusError
 from rebus.train.checkpointing import write_whole
 from rebus.train.stage import Row
 
+GATE = "gate/"
+"""What the names of figures begin with that gates measured."""
+
 
 class Reporter(Protocol):
     """What `fit` tells whoever watches."""
@@ -133,10 +136,13 @@ class Journal:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def remember(self, values: Mapping[str, float]) -> None:
-        """Note a record of evaluations, which is one without a learning rate: its step, its values as the newest."""
+        """Note a record of evaluations, which is one without a learning rate: its step, its values as the newest. What
+        gates measured is noted too, but does not stand for the evaluations."""
         if "lr" not in values:
-            self.evaluated.add(values["step"])
-            self.evals.update({name: value for name, value in values.items() if name != "step"})
+            found = {name: value for name, value in values.items() if name != "step"}
+            if not all(name.startswith(GATE) for name in found):
+                self.evaluated.add(values["step"])
+            self.evals.update(found)
 
     def record(self, values: Mapping[str, float]) -> None:
         """Append one record. Raises RebusError when the disk is full."""

@@ -52,12 +52,21 @@ class Run:
         # buffers that no process shares with others, such as running statistics, are the first one's from here on
         parallel.same(list(checkpointing.persistent_buffers(self.stage.module).values()))
         dcp.save(folder, self.step, tensors(self), shared(self), own(self), keep, self.spoiled)
+        self.write_weights(folder / "weights.safetensors")
+
+    def write_weights(self, path: Path) -> None:
+        """Write the weights that learn, averaged where that is asked for, and the buffers, on the first process. Raises
+        RebusError."""
         # one after the other, so that never more than one is whole on a device
         gathered = {name: parallel.whole(x.detach()).cpu() for name, x in (self.mean or self.learning).items()}
         gathered |= checkpointing.persistent_buffers(self.stage.module)
         about = {"stage": self.stage.name, "step": str(self.step)}
-        write = lambda: checkpointing.write_weights(folder / "weights.safetensors", gathered, about)  # noqa: E731
-        parallel.together(write, main=True)
+        parallel.together(lambda: checkpointing.write_weights(path, gathered, about), main=True)
+
+    def take_weights(self, found: Mapping[str, Tensor]) -> None:
+        """Put what `write_weights` wrote into the module."""
+        load_into(self.learning, found)
+        load_into(checkpointing.persistent_buffers(self.stage.module), found)
 
 
 def load_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

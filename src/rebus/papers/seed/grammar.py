@@ -57,15 +57,15 @@ class SeedGrammar:
         places = range(config.per_image)
         self._codes = [self._allowed(n) for n in places] if config.per_query else [self._allowed(0)] * len(places)
 
-    def _codes_at(self, place: int) -> range:
-        """The codes that may stand at a place of an image."""
+    def codes_at(self, place: int) -> range:
+        """The codes that may stand at a place of an image, 0 to the last of its codes."""
         if not self.config.per_query:
             return range(self.config.codes)
         own = self.config.codes // self.config.per_image
         return range(place * own, (place + 1) * own)
 
     def _allowed(self, place: int) -> Allow:
-        codes = self._codes_at(place)
+        codes = self.codes_at(place)
         mask_V = torch.zeros(self.vocabulary, dtype=torch.bool)
         mask_V[self.config.first_code + codes.start : self.config.first_code + codes.stop] = True
         return Allow(mask_V)
@@ -155,10 +155,10 @@ class SeedGrammar:
                 f"SEED writes an image as {count} codes, but {place} has {len(ids)}. "
                 "Encode it again with `rebus tokenize`, or check which tokenizer wrote these codes."
             )
-        outside = [(at, code) for at, code in enumerate(ids) if code not in self._codes_at(at)]
+        outside = [(at, code) for at, code in enumerate(ids) if code not in self.codes_at(at)]
         if outside:
             at, code = outside[0]
-            own = self._codes_at(at) if 0 <= code < codes else range(codes)
+            own = self.codes_at(at) if 0 <= code < codes else range(codes)
             where = f" as number {at + 1}" if len(own) < codes else ""
             raise RebusError(
                 f"SEED's codes here{where} are {own.start} to {own.stop - 1}, but {place} has {code}. "
@@ -209,7 +209,7 @@ class SeedGrammar:
             stop = at + 1 + self.config.per_image
             codes = [i - self.config.first_code for i in ids[at + 1 : stop]]
             whole = ids[stop : stop + 1] == [self.special.end_image]
-            if not whole or not all(code in self._codes_at(n) for n, code in enumerate(codes)):
+            if not whole or not all(code in self.codes_at(n) for n, code in enumerate(codes)):
                 raise RebusError(
                     f"SEED writes an image as {self.config.per_image} codes between two marks, but the image at word "
                     f"{at + 1} of the reply is not so. Generate with this grammar, which finishes every image."

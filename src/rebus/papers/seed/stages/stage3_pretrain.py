@@ -9,7 +9,7 @@ rows are one linear layer of the codebook, that layer begins as the one that com
 
     rebus train seed.stage3_pretrain --config mini --work state
     rebus train seed.stage3_pretrain --config v1-mini --work state/v1 --out state/v1/seed.stage3_pretrain
-    rebus train seed.stage3_pretrain --config paper --data sets.json --tokenizer weights/seed --base vicuna
+    rebus train seed.stage3_pretrain --config paper --work state --data sets.json --tokenizer weights/seed --base vicuna
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these.
 
@@ -32,6 +32,7 @@ from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
 from rebus.document import Document
 from rebus.errors import RebusError
+from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
@@ -45,8 +46,11 @@ from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, V1_MINI, SeedConfig
 from rebus.sequence import Collated, collated
-from rebus.system import encode
+from rebus.system import System, encode
 from rebus.train import Optim, Stage, Trainable, parallel
+
+WATCHED = {"caption": "caption", "draw": "draw"}
+"""Kinds of documents that are asked where gates watch."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Config:
         )
     )
     """Optimiser and schedule."""
+    gates: GateConfig = field(default_factory=GateConfig)
+    """Embedded data only: what the run must not lose."""
     seed: int = 42
     """Order of the documents and initial weights."""
 
@@ -241,6 +247,7 @@ def stage(
                 mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
                 yield f"{split}/{kind}", module([mix[i] for i in range(48)]).text.item()
 
+    system = System(module.grammar, module.lm, module.tokenizer)
     return Stage(
         name="seed.stage3_pretrain",
         module=module,
@@ -249,6 +256,7 @@ def stage(
         trainable=trainable(config),
         data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
+        gates=ability_gates(config.gates, system, pictures, WATCHED, template=config.template),
         optim=config.optim,
         config=config,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -21,7 +22,7 @@ from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
 from rebus.train import Layout, Losses, Optim, Stage, Trainable, fit, log, parallel
 
-MODULES = ["tests.parallel_runs", "rebus.apps.training", "rebus.papers.seed.stages", "tests.seed_pairs"]
+MODULES = ["tests.parallel_runs", "rebus.apps.training", "rebus.papers.seed.stages.stage3_pretrain", "tests.seed_pairs"]
 
 
 # ------------------------------------------------------------------------------------------------ processes
@@ -81,23 +82,12 @@ class Repeated:
         return self.held[position % len(self.held)]
 
 
-class Speaking(nn.Module):
-    """A language model that learns documents, all words of them."""
-
-    def __init__(self, system: Any) -> None:
-        super().__init__()
-        self.lm, self.tokenizer, self.grammar = system.lm, system.tokenizer.requires_grad_(False), system.grammar
-
-    def prepare(self, documents: list[Document]) -> Any:
-        from rebus.sequence import collated
-        from rebus.system import encode
-
-        encoded = encode(self.tokenizer, documents, replies="generation")
-        rows = [self.grammar.serialize(document, template="plain", loss="all") for document in encoded]
-        return collated(rows)
-
-    def forward(self, rows: Any) -> Any:
-        return self.lm.losses(rows)
+LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "seed": ("rebus.papers.seed.stages.stage3_pretrain", {"loss": "all", "pack": 40}),
+    "lavit": ("rebus.papers.lavit.language_training", {"loss": "all", "pack": None}),
+    "seed_x": ("rebus.papers.seed_x.language_training", {}),
+}
+"""Where each paper's `LanguageTraining` is, and what else it is told."""
 
 
 def speaking(paper: str, *, batch: int, optim: Optim, base: torch.dtype = torch.float32) -> Stage[Any]:
@@ -114,18 +104,13 @@ def speaking(paper: str, *, batch: int, optim: Optim, base: torch.dtype = torch.
             parameter.data = parameter.data.float()
         if "lora_B" in name:  # which begins at zero, so that the first matrix would learn nothing
             nn.init.normal_(parameter.data, std=0.1, generator=generator)
-    module: nn.Module = Speaking(system)
-    if paper == "seed":
-        from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining
-
-        module = LanguageTraining(system.lm, system.tokenizer, system.grammar, template="plain", loss="all", pack=40)
+    place, told = LANGUAGE[paper]
+    if paper != "seed":  # the others draw patches or views
+        told = told | {"generator": generator}
     if paper == "lavit":
-        from rebus.papers.lavit.language_training import LanguageTraining as Lavit
-
         system.tokenizer.choose("threshold")
-        module = Lavit(
-            system.lm, system.tokenizer, system.grammar, template="plain", loss="all", pack=None, generator=generator
-        )
+    training = importlib.import_module(place).LanguageTraining
+    module = training(system.lm, system.tokenizer, system.grammar, template="plain", **told)
     patterns = ["lm.llm.rows.*", "lm.llm.*lora_*"]
     patterns += [f"lm.{name}.*" for name in ("input_projector", "output_projector") if getattr(system.lm, name)]
     return Stage(

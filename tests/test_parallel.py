@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import parallel_runs as runs
-from tests import seed_pairs, seed_release, tiny
+from tests import seed_pairs, seed_release
 
 from rebus.errors import RebusError
 from rebus.train import Layout, dcp, parallel
@@ -31,7 +31,7 @@ def same_run(one: list[float], one_folder: Path, others: list, folder: Path, tol
         torch.testing.assert_close(right[name], left[name], atol=tolerance, rtol=tolerance, msg=lambda m, n=name: n + m)
 
 
-@pytest.mark.parametrize("paper", tiny.PAPERS)
+@pytest.mark.parametrize("paper", runs.LANGUAGE)
 def test_two_processes_are_one(paper: str, tmp_path: Path) -> None:
     """Losses over the words of all processes, of which the first has no image in its first batch."""
     one = runs.train_paper(paper, tmp_path / "one", Layout())

@@ -238,11 +238,13 @@ class UnitQuantizer(EmaQuantizer):
         self.sum_KC[rows_K] = self.prior * unit_KC
 
 
-class CodeUsage:
+class CodeUsage(nn.Module):
     """How often each entry was used lately: counts that decay by `decay` with every batch added."""
 
     def __init__(self, codebook_size: int, *, decay: float = 0.99) -> None:
-        self.counts_K = torch.zeros(codebook_size, dtype=torch.float64)
+        super().__init__()
+        self.counts_K = nn.Buffer(torch.zeros(codebook_size))
+        self.batches = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self.decay = decay
 
     def add(self, ids: Tensor) -> None:
@@ -250,8 +252,8 @@ class CodeUsage:
         counts_K = torch.bincount(ids.detach().flatten(), minlength=len(self.counts_K))
         if _several():
             dist.all_reduce(counts_K)
-        self.counts_K *= self.decay
-        self.counts_K += counts_K.cpu()
+        self.counts_K.mul_(self.decay).add_(counts_K)
+        self.batches.add_(1)
 
     def dead_K(self, threshold: float = 0.01) -> Tensor:
         """True for the entries whose decayed count is below `threshold`."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rebus.data.source_batches import SourceBatch
 from rebus.document import Document, Image, assistant, user
@@ -26,9 +26,9 @@ from rebus.papers.seed_x.grammar import SeedXGrammar
 from rebus.papers.seed_x.memory import Memory
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
 from rebus.papers.seed_x.views import Grid
-from rebus.sequence import Batch, by_length, collate
+from rebus.sequence import Collated, collated
 from rebus.sequence import Sequence as Words
-from rebus.train import Trainable
+from rebus.train import Trainable, parallel
 from rebus.visual import Purpose
 
 TooLong = Literal["drop", "flip"]
@@ -75,20 +75,24 @@ class LanguageTraining(nn.Module):
         self.generator = generator or torch.Generator().manual_seed(0)
         self.dropped = 0
 
-    def forward(self, batch: list[Document] | SourceBatch) -> Losses:
+    def prepare(self, batch: list[Document] | SourceBatch) -> Collated:
         """Images become features, documents become rows; of real sources at most as long as the source says. Raises
         RebusError where nothing is left of a batch."""
         if isinstance(batch, SourceBatch):
             rows = self.source_rows(batch)
         else:
             rows = [self.words(document) for document in self.prepared(batch)]
-        if self.pack is None:
-            groups = [collate(rows, pad_id=self.grammar.special.pad)]
-        else:
-            groups = [
-                collate(some, pack=row, pad_id=self.grammar.special.pad) for some, row in by_length(rows, self.pack)
-            ]
-        return self.over(groups)
+        return collated(
+            rows,
+            pack=self.pack,
+            least=min(2, parallel.world_size()),
+            pad_id=self.grammar.special.pad,
+            device=self.lm.llm.device,
+        )
+
+    def forward(self, batch: list[Document] | SourceBatch | Collated) -> Losses:
+        """The mean over all words that are learned, and that over all images that are drawn."""
+        return self.lm.losses(batch if isinstance(batch, Collated) else self.prepare(batch))
 
     def words(self, document: Document) -> Words:
         """A prepared document's words; what follows the first message is learned, where there are several."""
@@ -142,38 +146,6 @@ class LanguageTraining(nn.Module):
                 "images. Raise the source's `max_length`, or cut images into fewer views."
             )
         return rows
-
-    # ------------------------------------------------------------------------------------------ losses
-
-    def over(self, batches: list[Batch]) -> Losses:
-        """The losses of several batches as if they were one: the mean over all words that are learned, and that over all
-        images that are drawn."""
-        device = self.lm.llm.device
-        text, image = _Mean(), _Mean()
-        for batch in batches:
-            losses = self.lm(batch.to(device))
-            text.add(losses.text, int(batch.target_BL[:, 1:].sum()))
-            if losses.image is not None:
-                image.add(losses.image, len(batch.outputs))
-        said = text.value()
-        assert said is not None
-        drawn = image.value()
-        return Losses(said if drawn is None else said + self.lm.image_weight * drawn, said, drawn)
-
-
-class _Mean:
-    """A mean of means, each of so many."""
-
-    def __init__(self) -> None:
-        self.sums: list[Tensor] = []
-        self.count = 0
-
-    def add(self, mean: Tensor, count: int) -> None:
-        self.sums.append(mean * count)
-        self.count += count
-
-    def value(self) -> Tensor | None:
-        return torch.stack(self.sums).sum() / max(1, self.count) if self.sums else None
 
 
 def _bare(image: Image) -> Image:

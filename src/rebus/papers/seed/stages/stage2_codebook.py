@@ -122,7 +122,6 @@ class CodebookTraining(nn.Module):
         self.tokenizer = SeedTokenizer(config.tokenizer)
         self.config = config
         self.usage = CodeUsage(config.tokenizer.codebook_size)
-        self.batches = 0
         size, width = config.tokenizer.codebook_size, config.tokenizer.code_width
         if config.ema is not None:
             if config.tokenizer.codebook != "shared":
@@ -149,8 +148,7 @@ class CodebookTraining(nn.Module):
         text states, where these are rebuilt beside."""
         tokenizer, config = self.tokenizer, self.config
         z_INE = tokenizer.codes_before(x_INC)
-        self.batches += 1
-        if config.revive_every and self.batches % config.revive_every == 0:
+        if config.revive_every and int(self.usage.batches + 1) % config.revive_every == 0:
             tokenizer.quantizer.revive(self.usage.dead_K(), z_INE.detach().flatten(0, 1), generator)
         quantized = tokenizer.quantizer(z_INE)
         self.usage.add(quantized.ids)

@@ -140,8 +140,7 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
         mix = embedded.INSTRUCT[config.speciality] if config.mix is None else config.mix
         pictures, lines = embedded.read_embedded(work)
         mixture = embedded.documents(pictures, lines, "train", config.seed, mix)
-        world = parallel.world_size()
-        batches = Loader(mixture, config.batch // world, rank=parallel.rank(), world=world)
+        batches = Loader(mixture, **parallel.sharded(config.batch))
 
         def evaluate() -> Iterator[tuple[str, float]]:
             for split in ("train", "val"):
@@ -153,7 +152,8 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
     return Stage(
         name=f"{NAME}.{config.speciality}",
         module=module,
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=trainable(config.lr, None, config.in_full),
         data=batches,
         evals=evals,

@@ -149,8 +149,7 @@ def stage(
     else:
         pictures, lines = embedded.read_embedded(work)
         mixture = embedded.documents(pictures, lines, "train", config.seed, config.mix)
-        world = parallel.world_size()
-        batches = Loader(mixture, config.batch // world, rank=parallel.rank(), world=world)
+        batches = Loader(mixture, **parallel.sharded(config.batch))
 
         def evaluate() -> Iterator[tuple[str, float]]:
             for split in ("train", "val"):
@@ -162,7 +161,8 @@ def stage(
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=trainable(config.lr, config.row_lr, config.in_full),
         data=batches,
         evals=evals,

@@ -16,7 +16,7 @@ train() {
 # shared by all papers
 for part in mini.vae mini.vision mini.denoiser; do
   # weights without a checkpoint beside them were unpacked: there is nothing to go on with
-  if [ ! -f "$work/$part/weights.safetensors" ] || compgen -G "$work/$part/checkpoint-*.pt" > /dev/null; then
+  if [ ! -f "$work/$part/weights.safetensors" ] || compgen -G "$work/$part/checkpoint-*" > /dev/null; then
     train "$part"
   fi
 done

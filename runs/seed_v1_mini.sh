@@ -20,7 +20,7 @@ train() {
 parts=(mini.vae mini.vision mini.denoiser seed.stage1_qformer)
 for part in "${parts[@]}"; do
   # weights without a checkpoint beside them were unpacked: there is nothing to go on with
-  if [ ! -f "$shared/$part/weights.safetensors" ] || compgen -G "$shared/$part/checkpoint-*.pt" > /dev/null; then
+  if [ ! -f "$shared/$part/weights.safetensors" ] || compgen -G "$shared/$part/checkpoint-*" > /dev/null; then
     train "$shared" "$part" mini
   fi
 done

@@ -338,7 +338,7 @@ def repository_texts() -> Iterator[tuple[str, str]]:
     for folder, folders, files in os.walk(ROOT):
         folders[:] = sorted(name for name in folders if not name.endswith(("cache", ".egg-info")))
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
-        for path in sorted(Path(folder, name) for name in files):
+        for path in sorted(Path(folder, name) for name in files if name not in SKIPPED_FOLDERS):  # .git of a worktree
             if path.suffix in TEXT_ENDINGS and path.stat().st_size < 1_000_000:
                 with contextlib.suppress(UnicodeDecodeError):
                     yield str(path.relative_to(ROOT)), path.read_text()

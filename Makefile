@@ -2,7 +2,8 @@
 #
 #   make demo    a conversation with a trained model, in the terminal and as demo/index.html
 #   make web     the page: talk with the models, look into their tokens (make web WEB='--port 8000' for its options)
-#   make test    the tests; those in a browser need Chromium (apt install chromium) and the model that make demo fetches
+#   make test    the tests
+#   make browser the tests of the page, in Chromium (apt install chromium) and with the model that make demo fetches
 #   make lint    style, formatting and types
 #   make venv    only the environment, in .venv
 #
@@ -14,9 +15,11 @@ WEB ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WEBVENV := .venv-web
+WEBSTAMP := $(WEBVENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo web test lint
+.PHONY: help venv demo web test browser lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,11 +37,26 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python -m rebus.apps.demo
 
-web: $(STAMP)
-	@$(BIN)/rebus web $(WEB)
+# The page's library takes another Pillow than the one that the tests pin. So it lies in an environment of its own, which holds
+# these two and sees everything else in the first.
+$(WEBSTAMP): $(STAMP)
+	@echo "Installing what the page needs into $(WEBVENV)"
+	@$(BIN)/python -m venv $(WEBVENV)
+	@$(WEBVENV)/bin/python -c 'import pathlib, sysconfig; from sys import argv; \
+		pathlib.Path(sysconfig.get_path("purelib"), "beneath.pth").write_text(f"import site; site.addsitedir({argv[1]!r})\n")' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@sed 's/^pillow==.*/pillow==12.3.0/' constraints.txt > $(WEBVENV)/constraints.txt
+	@$(WEBVENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEBVENV)/constraints.txt pillow gradio playwright
+	@touch $@
+
+web: $(WEBSTAMP)
+	@$(WEBVENV)/bin/python -m rebus.apps.cli web $(WEB)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q
+
+browser: $(WEBSTAMP)
+	@$(WEBVENV)/bin/python -m pytest -q tests/apps/test_web_page.py tests/apps/test_inspecting.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check

@@ -5,6 +5,7 @@
 #   make test    the tests
 #   make browser the tests of the page, in Chromium (apt install chromium) and with the model that make demo fetches
 #   make lint    style, formatting and types
+#   make docs    the documentation, in site/
 #   make venv    only the environment, in .venv
 #
 # Another Python: make PYTHON=python3.12. More for pip, such as an index of your own: make PIP_FLAGS='--index-url …'.
@@ -15,11 +16,9 @@ WEB ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-WEBVENV := .venv-web
-WEBSTAMP := $(WEBVENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo web test browser lint
+.PHONY: help venv demo web test browser lint docs
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,28 +36,32 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python -m rebus.apps.demo
 
-# The page's library takes another Pillow than the one that the tests pin. So it lies in an environment of its own, which holds
-# these two and sees everything else in the first.
-$(WEBSTAMP): $(STAMP)
-	@echo "Installing what the page needs into $(WEBVENV)"
-	@$(BIN)/python -m venv $(WEBVENV)
-	@$(WEBVENV)/bin/python -c 'import pathlib, sysconfig; from sys import argv; \
-		pathlib.Path(sysconfig.get_path("purelib"), "beneath.pth").write_text(f"import site; site.addsitedir({argv[1]!r})\n")' \
-		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	@sed 's/^pillow==.*/pillow==12.3.0/' constraints.txt > $(WEBVENV)/constraints.txt
-	@$(WEBVENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEBVENV)/constraints.txt pillow gradio playwright
+# the page's library takes an older Pillow than the any-resolution goldens were made with: an environment of its own
+WEB_VENV := .venv-web
+WEB_STAMP := $(WEB_VENV)/.installed
+
+$(WEB_STAMP): pyproject.toml constraints.txt
+	@test -x $(WEB_VENV)/bin/python || $(PYTHON) -m venv $(WEB_VENV)
+	@echo "Installing into $(WEB_VENV) (the first time: a few minutes and a few gigabytes)"
+	@sed 's/^pillow==.*/pillow<13/' constraints.txt > $(WEB_VENV)/constraints.txt
+	@$(WEB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEB_VENV)/constraints.txt -e '.[demo]'
 	@touch $@
 
-web: $(WEBSTAMP)
-	@$(WEBVENV)/bin/python -m rebus.apps.cli web $(WEB)
+web: $(WEB_STAMP)
+	@$(WEB_VENV)/bin/rebus web $(WEB)
+
+browser: $(WEB_STAMP)
+	@$(WEB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEB_VENV)/constraints.txt pytest playwright
+	@$(WEB_VENV)/bin/python -m pytest -q tests/apps/test_web_page.py tests/apps/test_inspecting.py
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q
-
-browser: $(WEBSTAMP)
-	@$(WEBVENV)/bin/python -m pytest -q tests/apps/test_web_page.py tests/apps/test_inspecting.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html"

@@ -57,9 +57,13 @@ PLACES: dict[str, tuple[str, ...]] = {
     "fastapi": ("rebus.apps.server",),
     "uvicorn": ("rebus.apps.server",),
     "starlette": ("rebus.apps.server",),
+    "pydantic": ("rebus.apps.server",),
+    "prometheus_client": ("rebus.apps.server",),
+    "python_multipart": ("rebus.apps.server",),
+    "httpcore": ("rebus.apps.server",),
+    "ray": ("rebus.apps.bulk_ray", "rebus.apps.server.replicas"),
     "gradio": ("rebus.apps.web",),
 }
-ONE_FILE = ("ray",)
 NOWHERE = ("torchvision", "timm", "open_clip", "flash_attn", "omegaconf", "hydra", "lightning", "pytorch_lightning")
 
 STANDARD = sys.stdlib_module_names
@@ -198,7 +202,7 @@ def foreign_in_one_place(module: Module) -> Iterator[str]:
         library = imported.split(".")[0]
         if imported.startswith("torch.utils.tensorboard"):
             library = "tensorboard"
-        if library in STANDARD or library in EVERYWHERE or library in ("rebus", *ONE_FILE):
+        if library in STANDARD or library in EVERYWHERE or library == "rebus":
             continue
         at = f"{module.path}:{line}"
         if library in NOWHERE:
@@ -208,13 +212,6 @@ def foreign_in_one_place(module: Module) -> Iterator[str]:
                 yield f"{at}: imports {library}, whose place is {' and '.join(PLACES[library])}. Call what is there."
         elif not module.in_apps:
             yield f"{at}: imports {library}, which has no place yet. Give it one file, and that a line in PLACES."
-
-
-def ray_in_one_file(modules: list[Module]) -> Iterator[str]:
-    for library in ONE_FILE:
-        users = sorted({m.name for m in modules for imported, _, _ in m.imports() if imported.split(".")[0] == library})
-        if len(users) > 1:
-            yield f"{library} is imported by {', '.join(users)}. Keep it in one of them."
 
 
 # ------------------------------------------------------------------------------------------------ what a file may hold
@@ -325,7 +322,7 @@ MACHINE_PATH = re.compile(
     + r")\b/?"
 )
 TEXT_ENDINGS = {".py", ".md", ".toml", ".sh", ".txt", ".yml", ".html", ""}
-SKIPPED_FOLDERS = {".git", ".venv", ".venv-web", "state", "demo", "build", "dist", "site", "__pycache__"}
+SKIPPED_FOLDERS = {".git", ".venv", ".venv-web", ".hypothesis", "state", "demo", "build", "dist", "site", "__pycache__"}
 
 
 def no_machine_paths(path: str, text: str) -> Iterator[str]:
@@ -338,7 +335,7 @@ def repository_texts() -> Iterator[tuple[str, str]]:
     for folder, folders, files in os.walk(ROOT):
         folders[:] = sorted(name for name in folders if not name.endswith(("cache", ".egg-info")))
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
-        for path in sorted(Path(folder, name) for name in files if name not in SKIPPED_FOLDERS):  # .git of a worktree
+        for path in sorted(Path(folder, name) for name in files if name != ".git"):  # a worktree's is a file
             if path.suffix in TEXT_ENDINGS and path.stat().st_size < 1_000_000:
                 with contextlib.suppress(UnicodeDecodeError):
                     yield str(path.relative_to(ROOT)), path.read_text()

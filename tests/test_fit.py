@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rebus.train import FitResult, Losses, Optim, Stage, Trainable, checkpointing, fit, log
+from rebus.train import FitResult, Losses, Optim, Stage, Trainable, dcp, fit, log
 
 CPU = torch.device("cpu")
 
@@ -151,7 +151,7 @@ def test_a_crash_between_checkpoints_goes_back_to_the_last(tmp_path: Path) -> No
 def test_what_a_run_leaves_in_its_folder(tmp_path: Path) -> None:
     stage = make(FULL)
     result = train(stage, tmp_path)
-    assert [p.name for p in checkpointing.checkpoints(tmp_path)] == ["checkpoint-00000009.pt", "checkpoint-00000012.pt"]
+    assert [p.name for p in dcp.checkpoints(tmp_path)] == ["checkpoint-00000009", "checkpoint-00000012"]
     held = load_file(result.weights)
     assert {k for k in held if k.startswith("frozen")} == set()
     assert torch.equal(held["head.weight"], stage.module.state_dict()["head.weight"])
@@ -162,7 +162,7 @@ def test_what_a_run_leaves_in_its_folder(tmp_path: Path) -> None:
     records = log.read_journal(tmp_path / "log.jsonl")
     assert {"step", "lr", "loss", "error", "small", "grad_norm", "samples", "samples_per_second"} == set(records[0])
     assert result.evals["training"] == 0.0 and stage.module.training
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*"))
     assert result.losses[-1] < result.losses[0]
     again = train(stage, tmp_path)
     assert again.finished and again.losses == []

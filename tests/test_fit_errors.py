@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import os
+import pickle
 import resource
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
-from rebus.train import FitResult, Losses, Optim, Stage, Trainable, checkpointing, fit, log
+from rebus.train import FitResult, Losses, Optim, Stage, Trainable, checkpointing, dcp, fit, log
 from rebus.train.optimiser import select
 
 OPTIM = Optim(steps=8, precision="fp32")
+EMA = Optim(steps=8, precision="fp32", ema=0.9)
 
 
 class Numbers:
@@ -70,9 +73,10 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_loss_that_is_not_a_number_stops_and_names_step_and_part(tmp_path: Path) -> None:
     with pytest.raises(RebusError, match=r"toy: at step 5 the part 'square' of the loss is nan"):
         train(make(lambda count, loss: loss * math.nan if count == 5 else loss), tmp_path)
-    state = checkpointing.newest(tmp_path, print)
-    assert state is not None and state["step"] == 4
-    assert all(torch.isfinite(t).all() for t in state["weights"].values())
+    saved = dcp.Checkpoint(dcp.checkpoints(tmp_path)[-1])
+    held = {"weights/weight": torch.empty(3, 3), "weights/bias": torch.empty(3)}
+    saved.load(held)
+    assert saved.step == 4 and all(torch.isfinite(t).all() for t in held.values())
 
 
 def test_a_gradient_that_is_not_finite_stops_and_names_the_parameter(tmp_path: Path) -> None:
@@ -91,8 +95,7 @@ def test_a_batch_that_fails_costs_itself_alone(tmp_path: Path) -> None:
 
     with pytest.raises(RebusError, match="334 words"):
         train(make(spoil), tmp_path, save_every=100)
-    state = checkpointing.newest(tmp_path, print)
-    assert state is not None and state["step"] == 3
+    assert dcp.Checkpoint(dcp.checkpoints(tmp_path)[-1]).step == 3
     assert train(make(), tmp_path, save_every=100).step == 8
 
 
@@ -116,8 +119,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "What was saved before is whole" in str(caught.value)
-    assert [p.name for p in checkpointing.checkpoints(tmp_path)] == ["checkpoint-00000002.pt"]
-    assert not list(tmp_path.glob(".*.part"))
+    assert [p.name for p in dcp.checkpoints(tmp_path)] == ["checkpoint-00000002"]
+    assert not list(tmp_path.glob(".*"))
     assert train(make(), tmp_path).finished
 
 
@@ -147,15 +150,20 @@ def test_a_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["torn", "spoiled"])
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "run.pt", "process-00000.pt"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, name: str, how: str) -> None:
     whole = train(make(), tmp_path)
-    torn = tmp_path / "checkpoint-00000008.pt"
-    torn.write_bytes(torn.read_bytes()[:500])
+    torn = tmp_path / "checkpoint-00000008" / name
+    kept = torn.read_bytes()
+    # cut short, or of the right length with other bits in it
+    torn.write_bytes(kept[: len(kept) // 2] if how == "torn" else bytes(255 - byte for byte in kept))
     watcher = Notes()
     again = train(make(), tmp_path, progress=watcher)
-    assert again.losses == whole.losses[6:] and "checkpoint-00000008.pt cannot be read" in watcher.notes[0]
-    for path in checkpointing.checkpoints(tmp_path):
-        path.write_bytes(b"")
+    assert again.losses == whole.losses[6:] and "checkpoint-00000008 cannot be read" in watcher.notes[0]
+    assert train(make(), tmp_path).losses == []  # it was written anew
+    for path in dcp.checkpoints(tmp_path):
+        (path / name).unlink()
     with pytest.raises(RebusError, match="None of the 2 checkpoints"):
         train(make(), tmp_path)
 
@@ -175,10 +183,36 @@ def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (os.mkdir, (str(tmp_path / "sprung"),))
 
-    torch.save({"step": Trap()}, tmp_path / "checkpoint-00000001.pt")
-    with pytest.raises(RebusError, match="can be read"):
-        train(make(), tmp_path)
-    assert not (tmp_path / "sprung").exists()
+    for name in (".metadata", "__0_0.distcp", "run.pt", "process-00000.pt", None):
+        train(make(), tmp_path / "run")
+        for path in dcp.checkpoints(tmp_path / "run"):
+            if name is None:  # a single file, as earlier versions wrote it
+                shutil.rmtree(path)
+                torch.save({"step": Trap()}, path.with_name(f"{path.name}.pt"))
+            elif name == ".metadata":
+                (path / name).write_bytes(pickle.dumps(Trap()))
+            else:
+                torch.save({"step": Trap()}, path / name)
+        with pytest.raises(RebusError, match="can be read"):
+            train(make(), tmp_path / "run")
+        assert not (tmp_path / "sprung").exists()
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_a_checkpoint_of_earlier_versions_can_be_gone_on_from(tmp_path: Path) -> None:
+    whole = train(make(optim=EMA), tmp_path)
+    saved = dcp.Checkpoint(dcp.checkpoints(tmp_path)[-2])
+    held = {name: torch.empty(shape) for name, shape in saved.shapes.items()}
+    saved.load(held)
+    parts: dict[str, dict[str, Any]] = {part: {} for part in ("weights", "buffers", "mean", "optimiser")}
+    for place, tensor in held.items():
+        part, *keys, name = place.split("/")
+        (parts[part].setdefault(name, {}) if keys else parts[part])[(*keys, name)[0]] = tensor
+    torch.save({**parts, **saved.shared, **saved.own(0)}, tmp_path / "checkpoint-00000006.pt")
+    for path in dcp.checkpoints(tmp_path):
+        if path.is_dir():
+            shutil.rmtree(path)
+    assert train(make(optim=EMA), tmp_path).losses == whole.losses[6:]
 
 
 def test_data_whose_position_cannot_be_kept_is_refused_at_once(tmp_path: Path) -> None:
@@ -266,7 +300,7 @@ def test_control_c_saves_once_and_interrupts_twice(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     result = train(make(once), tmp_path / "once")
     assert (result.step, result.stopped_by, result.finished) == (3, "SIGINT", False)
-    assert checkpointing.checkpoints(tmp_path / "once")[-1].name == "checkpoint-00000003.pt"
+    assert dcp.checkpoints(tmp_path / "once")[-1].name == "checkpoint-00000003"
     with pytest.raises(KeyboardInterrupt):
         train(make(twice), tmp_path / "twice")
     assert signal.getsignal(signal.SIGINT) is before

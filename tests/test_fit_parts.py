@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from rebus.train import Losses, Optim, Trainable, log, parallel, trainable_table
+from rebus.train import Losses, Optim, Trainable, log, parallel, sharding, trainable_table
 from rebus.train.batches import batch_size, to_device
 from rebus.train.optimiser import build_optimiser, clip, select, set_modes
 from rebus.train.process import isolated_random
@@ -144,7 +144,7 @@ def test_the_callers_random_state_is_left_alone() -> None:
 
 def test_one_process_is_its_own_identity() -> None:
     x_BD, net = torch.ones(2, 3), Net()
-    assert parallel.all_gather_features(x_BD) is x_BD and parallel.wrap(net) is net
+    assert parallel.all_gather_features(x_BD) is x_BD and sharding.blocks(net) == []
     assert (parallel.rank(), parallel.world_size(), parallel.main_process()) == (0, 1, True)
 
 

@@ -17,6 +17,7 @@ from rebus.data.emoji import EmojiDocuments
 from rebus.data.pictures import load_pictures
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
+from rebus.evals.battery import GateConfig
 from rebus.mini.frozen import Frozen
 from rebus.mini.pack import pack as pack_shared
 from rebus.packages import embedded
@@ -36,6 +37,7 @@ from rebus.papers.lavit.variants import MINI, VARIANTS
 from rebus.sampling import Sampling
 from rebus.system import load
 from rebus.train import FitResult, Optim, Stage, fit
+from rebus.train.log import read_journal
 from rebus.visual import Codes, Patches
 
 SHORT = Optim(steps=2, precision="fp32")
@@ -145,7 +147,7 @@ def language(stage: Stage) -> LanguageTraining:
 
 
 def test_the_language_model_learns_in_both_orders(work: Path) -> None:
-    stage = stage2_language.stage(THIRD, work)
+    stage = stage2_language.stage(replace(THIRD, gates=GateConfig(every=2, then="warn")), work)
     stage.evals = []  # the pictures of the tests have no split to be measured on
     module = language(stage)
     # codes begin as the words of their pictures; those that never occur as the mean of all words
@@ -159,6 +161,11 @@ def test_the_language_model_learns_in_both_orders(work: Path) -> None:
     assert tops(names, 3) == {"lm.llm.rows", "lm.llm.base", "lm.input_projector.merger", "lm.input_projector.proj"}
     assert {name.split(".")[-2] for name in names if ".base." in name} == {"default"}  # adapters alone
     assert all(0 < loss < 12 for loss in result.losses)
+    measured = {
+        record["step"]: set(record) for record in read_journal(work / stage.name / "log.jsonl") if "lr" not in record
+    }
+    watched = {"gate/caption/chosen", "gate/draw/chosen", "gate/text_kept/perplexity"}
+    assert measured == {0: {"step", *watched}, 2: {"step", *watched}}
 
 
 def test_a_second_language_stage_goes_on_with_the_first(work: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -157,7 +158,8 @@ def test_an_arm_stops_when_its_time_is_over_and_keeps_its_weights(work, tmp_path
     whole = Study(replace(TINY, steps=50), work, tmp_path, print)
     whole.steps = 50
     clock = iter(range(1000))
-    monkeypatch.setattr(limit.time, "monotonic", lambda: 15.0 * next(clock))
+    # a clock of its own: others ask the time as well
+    monkeypatch.setattr(limit, "time", SimpleNamespace(monotonic=lambda: 15.0 * next(clock)))
     whole.config = replace(whole.config, minutes=1.0)
     arm, taken = whole.trained("grid", 0, tmp_path / "grid-0")
     assert taken == int(arm.done) == 4

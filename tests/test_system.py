@@ -122,7 +122,7 @@ def test_a_package_of_ones_own_is_named_with_its_dots(tmp_path, monkeypatch):
         "    system = build_seed(SEED['tiny'], None, parts, device, dtype)\n"
         "    system.config = config\n"
         "    return system\n"
-        "def adapt(system, folder):\n    system.adapter = folder\n"
+        "def adapt(system, folder):\n    system.adapter = folder\n    return system\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     one = load("mylab.emu", parts=("lm",))

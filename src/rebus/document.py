@@ -167,7 +167,8 @@ OpenImage = Callable[[str], PIL.Image.Image | Image]
 
 def from_json(data: dict[str, Any], open_image: OpenImage) -> Document:
     """The inverse of `to_json`; `open_image(url)` opens what the URL of an image part names (and decides what it
-    is allowed to open). Content may also be a plain string, and an image codes of a tokenizer, which serve both readings. Raises RebusError naming the message that is malformed."""
+    is allowed to open). Content may also be a plain string, and an image codes of a tokenizer, which serve both
+    readings. Raises RebusError naming the message that is malformed."""
     if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
         raise RebusError('A document is an object {"messages": [...]}, but this one has no list of messages.')
     messages = []

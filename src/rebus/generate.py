@@ -4,7 +4,8 @@ A `Decoder` holds a cache of rows. Replies join with `add`, every `step` gives e
 when they end or are cancelled: that is continuous batching, and a batch of one is the same thing.
 
 A step first reads the words that the model has not seen yet, rows with equally many of them in one forward pass: a
-prompt, one chosen word, or a chosen word together with the run that the grammar forces after it. Then it chooses.
+prompt, one chosen word, or a chosen word together with the run that the grammar forces after it. Then it chooses. Of a
+long prompt a step reads one chunk, so that the other replies go on meanwhile.
 
 Dimension key: S rows of one pass · L new words of each · D language-model width · V vocabulary · N words of an image
 """
@@ -25,12 +26,16 @@ from rebus.narrate import Event, Finished, Narrator, Span
 from rebus.sampling import Sampling, log_scores, pick, restrict
 from rebus.sequence import Sequence
 
+CHUNK = 512
+"""Words of a prompt that one step reads at most."""
+
 
 class Decoder:
-    """Decodes replies side by side, in `rows` rows of at most `capacity` words each."""
+    """Decodes replies side by side, in `rows` rows of at most `capacity` words each; prompts are read in pieces of at most
+    `chunk` words."""
 
-    def __init__(self, lm: InterleavedLM, grammar: Grammar, *, rows: int, capacity: int) -> None:
-        self.lm, self.grammar = lm, grammar
+    def __init__(self, lm: InterleavedLM, grammar: Grammar, *, rows: int, capacity: int, chunk: int = CHUNK) -> None:
+        self.lm, self.grammar, self.chunk = lm, grammar, chunk
         self.capacity = min(capacity, lm.llm.max_length)
         self.cache = lm.llm.row_cache(rows, self.capacity)
         self._free = list(range(rows))
@@ -91,10 +96,14 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Reply, Event]]:
-        """One more word for every reply, with what the grammar forces after it; and what became certain by that."""
+        """One more word for every reply whose prompt is read, with what the grammar forces after it; and what became
+        certain by that."""
+        self._close_gaps()
         self._read([branch for reply in self._replies for branch in reply.branches])
         events: list[tuple[Reply, Event]] = []
         for reply in list(self._replies):
+            if reply.branches[0].main.prompt_LD is not None:
+                continue  # a long prompt, of which more is read in the next step
             if reply.sampling.beams > 1:
                 over = self._search(reply)
             else:
@@ -110,12 +119,33 @@ class Decoder:
 
     # ------------------------------------------------------------------------------------------ reading
 
+    def _close_gaps(self) -> None:
+        """Move the last rows into free ones before them: rows that lie together are read without copying the cache."""
+        owners = {row: reply for reply in self._replies for row in reply.rows}
+        while self._free and owners and self._free[0] < (last := max(owners)):
+            free, reply = self._free.pop(0), owners.pop(last)
+            self.cache.copy(last, free)
+            for branch in reply.branches:
+                for stream in (branch.main, branch.guide):
+                    if stream is not None and stream.row == last:
+                        stream.row = free
+            reply.rows[reply.rows.index(last)] = free
+            owners[free] = reply
+            self._free = sorted([*self._free, last])
+
     def _read(self, branches: list[Branch]) -> None:
-        """Let the model read what is unread, equally many words together."""
+        """Let the model read what is unread, equally many words together; of a long prompt its next chunk."""
         passes: dict[int, list[tuple[Stream, Tensor, Branch | None]]] = defaultdict(list)
         for branch in branches:
             for stream, owner in ((branch.main, branch), (branch.guide, None)):
-                if stream is not None and (stream.unread or stream.prompt_LD is not None):
+                if stream is None:
+                    continue
+                if stream.prompt_LD is not None and len(stream.prompt_LD) > self.chunk:
+                    piece_LD, stream.prompt_LD = stream.prompt_LD.split(
+                        [self.chunk, len(stream.prompt_LD) - self.chunk]
+                    )
+                    self.lm.read(piece_LD[None], self.cache, [stream.row])
+                elif stream.unread or stream.prompt_LD is not None:
                     x_LD = self._vectors(stream)
                     passes[len(x_LD)].append((stream, x_LD, owner))
         for together in passes.values():
@@ -154,7 +184,8 @@ class Decoder:
             unguided_V = None if branch.guide is None else branch.guide.logits_V
             return restrict(log_scores(logits_V, unguided_V, sampling.guidance), mask_V)
         text_V = self.grammar.text.text_V
-        repeated = [word for word in set(branch.ids) if word < len(text_V) and text_V[word]]
+        counts = sampling.repetition_penalty != 1.0
+        repeated = [word for word in set(branch.ids) if word < len(text_V) and text_V[word]] if counts else []
         return restrict(log_scores(logits_V), mask_V, repeated, sampling.repetition_penalty)
 
     def _choose(self, reply: Reply) -> bool:
@@ -192,7 +223,8 @@ class Decoder:
             self.cache.truncate(winner.main.row)
             winner.main.prompt_LD, winner.main.unread = reply.prompt_LD, winner.ids
             winner.hidden, winner.unread_image = [], self._image_words(winner.ids)
-            self._read([winner])
+            while winner.main.prompt_LD is not None:
+                self._read([winner])
         return True
 
     def _seat(self, reply: Reply, grown: list[tuple[Branch, Branch]]) -> None:

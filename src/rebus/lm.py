@@ -7,9 +7,8 @@ Dimension key: B batch · L length · D language-model width · V vocabulary · 
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.nn.row_cache import RowCache
 from rebus.nn.text_model import TextModel
-from rebus.sequence import Batch, Sequence, by_length, collate
+from rebus.sequence import Batch, Collated, Counts, Sequence, collate
 from rebus.visual import Features, Patches
 
 
@@ -27,6 +26,10 @@ class InputProjector(Protocol):
 
     def __call__(self, inputs: list[Features | Patches]) -> Tensor:
         """T x D, the slots of all inputs in order."""
+        ...
+
+    def dummy(self) -> list[Features | Patches]:
+        """The least that it takes in: what it is run on where a batch in training holds no image."""
         ...
 
 
@@ -41,6 +44,10 @@ class OutputProjector(Protocol):
         """How far the slots of all images are from their targets, a scalar."""
         ...
 
+    def dummy(self) -> tuple[Tensor, list[Features]]:
+        """The least that `loss` takes: hidden states and targets for a batch in training that has none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -51,7 +58,7 @@ class Losses:
     text: Tensor
     """next-token cross-entropy, mean over the supervised words"""
     image: Tensor | None
-    """the output projector's regression loss; None where the batch has no image to regress"""
+    """the output projector's regression loss; None where there is no image to regress"""
 
 
 class InterleavedLM(nn.Module):
@@ -79,14 +86,17 @@ class InterleavedLM(nn.Module):
         Raises RebusError when the projector gives another number of vectors than there are slots.
         """
         x_BLD = self.llm.embed(batch.ids_BL)
+        project = cast(InputProjector | None, self.input_projector)
         if not batch.inputs:
+            if project is not None and self._must_run(self.input_projector):
+                return x_BLD + project(project.dummy()).sum() * 0.0
             return x_BLD
-        if self.input_projector is None:
+        if project is None:
             raise RebusError(
                 f"This language model reads images as words, but the batch holds {len(batch.inputs)} images as vectors. "
                 "Serialize the documents with the grammar of this model."
             )
-        vectors_TD = self.input_projector(batch.inputs)
+        vectors_TD = project(batch.inputs)
         slots = int(batch.input_BL.sum())
         if len(vectors_TD) != slots:
             raise RebusError(
@@ -99,14 +109,43 @@ class InterleavedLM(nn.Module):
         """Hidden states of a batch after the final norm, B x L x D."""
         return self.llm.hidden(x_BLD, batch.positions_BL, batch.attend())
 
-    def forward(self, batch: Batch) -> Losses:
-        """The losses of a batch whose tensors lie on the model's device."""
+    def forward(self, batch: Batch, over: Counts | None = None) -> Losses:
+        """The losses of a batch whose tensors lie on the model's device; divided by `over` where that is given, else by
+        what the batch holds."""
+        over = over or batch.counts
         hidden_BLD = self.hidden(self.embed(batch), batch)
-        text = next_token_loss(self.llm, hidden_BLD, batch)
-        if not batch.outputs or self.output_projector is None:
-            return Losses(text, text, None)
-        image = self.output_projector.loss(hidden_BLD[batch.output_BL], batch.outputs)  # type: ignore[operator]
-        return Losses(text + self.image_weight * image, text, image)
+        text = next_token_loss(self.llm, hidden_BLD, batch, over.words)
+        image = self._regression(hidden_BLD, batch, over.images)
+        total = text if image is None else text + self.image_weight * image
+        return Losses(total, text, image if over.images else None)
+
+    def _regression(self, hidden_BLD: Tensor, batch: Batch, images: float) -> Tensor | None:
+        project = cast(OutputProjector | None, self.output_projector)
+        if project is not None and batch.outputs:
+            mean = project.loss(hidden_BLD[batch.output_BL], batch.outputs)
+            return mean if images == len(batch.outputs) else mean * (len(batch.outputs) / images)
+        if project is not None and self._must_run(self.output_projector):
+            return project.loss(*project.dummy()) * 0.0
+        return None
+
+    def losses(self, rows: Collated) -> Losses:
+        """The losses of rows, as if all their batches were one."""
+        over = rows.over or rows.counts
+        parts = [self(batch, over) for batch in rows.batches]
+        if len(parts) == 1:
+            return parts[0]
+        images = [part.image for part in parts if part.image is not None]
+        return Losses(
+            torch.stack([part.total for part in parts]).sum(),
+            torch.stack([part.text for part in parts]).sum(),
+            torch.stack(images).sum() if images else None,
+        )
+
+    def _must_run(self, projector: nn.Module | None) -> bool:
+        """Whether a projector runs, on a dummy and times zero, though the batch has nothing for it: when several processes
+        train together, all must run what learns, in the same order, or those that have an image would wait for ever."""
+        learns = projector is not None and any(p.requires_grad for p in projector.parameters())
+        return learns and self.training and torch.is_grad_enabled()
 
     def read(self, x_BLD: Tensor, cache: RowCache, rows: list[int]) -> Tensor:
         """Hidden states of new vectors in some rows of a cache, B x L x D; the cache holds them afterwards."""
@@ -121,39 +160,14 @@ class InterleavedLM(nn.Module):
         return self.embed(collate([sequence]).to(self.llm.device))
 
 
-def next_token_loss(llm: TextModel, hidden_BLD: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy, in float32, over the words marked as targets; logits are computed only for these.
-
-    Zero where a batch has none.
+def next_token_loss(llm: TextModel, hidden_BLD: Tensor, batch: Batch, words: float | None = None) -> Tensor:
+    """Cross-entropy, in float32, of the words marked as targets, divided by `words` (none: by how many there are); logits
+    are computed only for these. Zero where a batch has none.
     """
     target_BL = batch.target_BL[:, 1:]
     logits_TV = llm.logits(hidden_BLD[:, :-1][target_BL])
-    if not len(logits_TV):
-        return hidden_BLD.sum() * 0.0
-    return F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL])
-
-
-def losses_over(lm: InterleavedLM, sequences: Many[Sequence], *, pack: int | None, pad_id: int) -> Losses:
-    """The losses of sequences, as they are trained on: without `pack` a row for each; with it those of at most that many
-    words share rows of that length, and longer ones rows as long as the longest (`by_length`). Packing changes what is
-    computed and not what is found: the mean is over all words that are learned, whichever row they stand in."""
-    groups = [(list(sequences), None)] if pack is None else by_length(list(sequences), pack)
-    batches = [collate(some, pack=row, pad_id=pad_id).to(lm.llm.device) for some, row in groups]
-    if len(batches) == 1:
-        return lm(batches[0])
-    found = [lm(batch) for batch in batches]
-    text = _mean([losses.text for losses in found], [int(batch.target_BL[:, 1:].sum()) for batch in batches])
-    drawn = [(losses.image, int(b.output_BL.sum())) for losses, b in zip(found, batches, strict=True)]
-    some = [(image, slots) for image, slots in drawn if image is not None]
-    if not some:
-        return Losses(text, text, None)
-    image = _mean([image for image, _ in some], [slots for _, slots in some])
-    return Losses(text + lm.image_weight * image, text, image)
-
-
-def _mean(values: Many[Tensor], counts: Many[int]) -> Tensor:
-    """The mean of means over `counts` things each."""
-    return torch.stack([count * value for count, value in zip(counts, values, strict=True)]).sum() / max(1, sum(counts))
+    lost = F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL], reduction="sum")
+    return lost / (words or max(1, len(logits_TV)))
 
 
 @torch.no_grad()

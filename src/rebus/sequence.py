@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,15 @@ class Sequence:
         return len(self.ids)
 
 
+class Counts(NamedTuple):
+    """What the losses of a batch are means over."""
+
+    words: float = 0.0
+    """words that next-token loss falls on (of batches that are not of words: samples)"""
+    images: float = 0.0
+    """images that are regressed"""
+
+
 @dataclass
 class Batch:
     """Sequences as tensors: padded, one a row, or packed, several a row. Positions and attention are a document's own."""
@@ -69,6 +78,11 @@ class Batch:
     places: list[tuple[int, int, int]]
     """of each given sequence, in the order given: row, start, stop"""
 
+    @property
+    def counts(self) -> Counts:
+        """What the losses are means over, where nobody says otherwise."""
+        return Counts(int(self.target_BL[:, 1:].sum()), len(self.outputs))
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device; features stay where they are, for the projectors to fetch."""
         tensors: dict[str, Any] = {
@@ -86,6 +100,26 @@ class Batch:
             return None
         same_BLL = self.documents_BL[:, :, None] == self.documents_BL[:, None, :]
         return same_BLL.tril()[:, None]
+
+
+@dataclass(frozen=True)
+class Collated:
+    """Documents made ready for a step: one batch, or several whose rows are of different lengths."""
+
+    batches: list[Batch]
+    """each on the model's device"""
+    over: Counts | None = None
+    """what the losses are divided by; none: by what the batches hold"""
+
+    @property
+    def counts(self) -> Counts:
+        """What all batches hold together."""
+        held = [batch.counts for batch in self.batches]
+        return Counts(sum(c.words for c in held), sum(c.images for c in held))
+
+    def divided(self, over: Counts) -> Collated:
+        """The same rows, with losses divided by `over`."""
+        return replace(self, over=over)
 
 
 def collate(sequences: Many[Sequence], *, pack: int | None = None, pad_id: int = 0) -> Batch:
@@ -141,6 +175,28 @@ def by_length(sequences: list[Sequence], row: int) -> list[tuple[list[Sequence],
     long = [s for s in sequences if len(s) > row]
     groups = [([s for s in sequences if len(s) <= row], row), (long, max(map(len, long), default=0))]
     return [(some, length) for some, length in groups if some]
+
+
+def collated(
+    sequences: list[Sequence],
+    *,
+    pack: int | None = None,
+    least: int = 1,
+    pad_id: int = 0,
+    device: torch.device | str = "cpu",
+) -> Collated:
+    """Sequences as they are trained on: without `pack` a row for each; with it those of at most that many words share rows
+    of that length, and longer ones rows as long as the longest (`by_length`). Packing changes what is computed and not what
+    is found: the losses are means over all that is learned, whichever row it stands in.
+
+    What is packed has at least `least` batches, if need be of a single word without a loss: processes that train together
+    must run the model equally often, which two make sure of. Errors as of `collate`.
+    """
+    if pack is None:
+        return Collated([collate(sequences, pad_id=pad_id).to(device)])
+    groups = by_length(sequences, pack)
+    groups += [([Sequence([pad_id], [False])], 1)] * (least - len(groups))
+    return Collated([collate(some, pack=row, pad_id=pad_id).to(device) for some, row in groups])
 
 
 def _first_fit(lengths: list[int], room: int) -> list[list[int]]:

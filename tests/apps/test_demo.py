@@ -8,11 +8,13 @@ import re
 import PIL.Image
 import pytest
 from rich.console import Console
+from tests import tiny
 
 from rebus.apps import demo
 from rebus.apps.page import render
 from rebus.document import Box, Document, Image, assistant, user
 from rebus.errors import RebusError
+from rebus.sampling import Sampling
 
 
 @pytest.fixture
@@ -37,8 +39,6 @@ def test_the_demo_writes_a_page_and_says_what_is_next(system, examples, tmp_path
 
 
 def test_others_have_their_say_where_their_weights_are_there(system, examples, tmp_path, capsys, monkeypatch):
-    from tests import tiny
-
     assert demo.there(["lavit:tiny", "seed:mini", "nobody:mini"]) == ["lavit:tiny", "seed:mini"]
     monkeypatch.setattr(demo, "where_weights", lambda name, config: "absent")
     assert demo.there(["lavit:tiny"]) == []
@@ -48,6 +48,23 @@ def test_others_have_their_say_where_their_weights_are_there(system, examples, t
         assert len(list(folder.glob("kept-*.png"))) == number
     demo.show_kept(tiny.system("seed"), PIL.Image.new("RGB", (8, 8)), folder, Console(file=io.StringIO()))
     assert len(list(folder.glob("kept-*.png"))) == 2  # a system that does not choose has nothing to show
+
+
+def test_another_model_says_and_draws_something_too(system, examples, tmp_path, monkeypatch, capsys):
+    given = demo.load_system
+    monkeypatch.setattr(
+        demo,
+        "load_system",
+        lambda name, *a, **k: tiny.system("lavit") if name == "lavit:tiny" else given(name, *a, **k),
+    )
+    monkeypatch.setattr(demo, "SAMPLING", Sampling(max_new_tokens=20))
+    monkeypatch.setattr(demo, "DRAWING", Sampling(max_new_tokens=20))
+    monkeypatch.setattr(demo, "SCRIPT", demo.SCRIPT[:1])
+    demo.demo(examples=examples, output=tmp_path / "demo", others=("lavit:tiny",))
+    folder = tmp_path / "demo" / "pictures" / "lavit-tiny"
+    assert {"kept-1.png", "drawing-1.png"} <= {path.name for path in folder.iterdir()}
+    assert "a few replies of lavit:tiny" in (tmp_path / "demo" / "index.html").read_text()
+    assert "of 16 patches are kept" in capsys.readouterr().out
 
 
 def test_the_script_shows_what_is_promised():
@@ -81,3 +98,19 @@ def test_the_terminal_of_a_demo_shows_questions(system, examples, tmp_path):
     console = Console(file=io.StringIO(), width=80)
     demo.converse(system, demo.SCRIPT[:1], examples, tmp_path, console, demo.SAMPLING, demo.SAMPLING)
     assert f"you › {demo.SCRIPT[0].says}" in console.file.getvalue()
+
+
+def test_specialities_answer_their_own_turns_and_what_is_pointed_at_is_drawn(system, examples, tmp_path):
+    script = (
+        demo.Turn("Where?", shows=demo.SCRIPT[0].shows, anew=True),
+        demo.Turn("Bluer.", shows=demo.SCRIPT[0].shows, answer="image", anew=True, adapter="edit"),
+        demo.Turn("Greener.", answer="image", adapter="edit"),
+    )
+    editor = type(system)()
+    console = Console(file=io.StringIO(), width=80)
+    made = demo.converse(system, script, examples, tmp_path, console, demo.SAMPLING, demo.SAMPLING, {"edit": editor})
+    assert [call["modality"] for call in editor.calls] == ["image", "image"] and len(system.calls) == 1
+    framed = made[0].messages[1].images[-1].pixels
+    assert framed.size == (64, 64) and framed.getpixel((32, 0)) != (255, 0, 0) == framed.getpixel((32, 32))
+    assert len(editor.calls[1]["document"].images) == 2  # what the first edit drew is there for the second
+    assert {turn.adapter for turn in demo.SPECIAL} == {"chat", "edit"} and not demo.SPECIAL[-1].anew

@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_is_not_a_success(run, ownstage, tmp_path, monkey
     import rebus.train
 
     class Stopped:
-        finished, step = False, 3
+        finished, step, fell = False, 3, None
 
     monkeypatch.setattr(rebus.train, "fit", lambda *args, **options: Stopped())
     ran = run("train", ownstage, "--out", tmp_path)

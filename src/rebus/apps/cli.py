@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -21,21 +20,23 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from rebus.apps import studies, training
+from rebus.apps.boxes import with_boxes
 from rebus.apps.chat import Chat
 from rebus.apps.convert import convert, export
 from rebus.apps.data import data
 from rebus.apps.device import choose_device
+from rebus.apps.doctor import doctor
 from rebus.apps.edit import edit
-from rebus.apps.files import codes_json, read_codes, save_codes
+from rebus.apps.files import numbered, read_codes
 from rebus.apps.guard import guarded
 from rebus.apps.loading import about, load_system, variants, where_weights
 from rebus.apps.memory import save_drawing
 from rebus.apps.options import (
+    Adapter,
     BestOf,
     Device,
     MaxTokens,
     Picture,
-    Pictures,
     Seed,
     Steps,
     System,
@@ -44,13 +45,16 @@ from rebus.apps.options import (
     not_empty,
 )
 from rebus.apps.packing import pack, unpack
-from rebus.apps.patches import Tokens, give_tokens, kept_over
+from rebus.apps.patches import Tokens, give_tokens
+from rebus.apps.plan import plan_system
 from rebus.apps.replay import replay
 from rebus.apps.safety import Safety, check_drawings
+from rebus.apps.server.verb import serve
 from rebus.apps.terminal import keep_in, show
+from rebus.apps.tokenize import tokenize
 from rebus.apps.web.command import web
-from rebus.data.wording import STYLES
-from rebus.document import Document, Image, user
+from rebus.apps.wording import drawing_request
+from rebus.document import Box, Document, Image, user
 from rebus.errors import RebusError
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
@@ -87,11 +91,12 @@ def chat(
     max_tokens: MaxTokens = 256,
     tokens: Tokens = None,
     safety: Safety = None,
+    adapter: Adapter = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Talk with a model in words and pictures."""
-    model = load_system(system, err, weights=weights, device=device)
+    model = load_system(system, err, weights=weights, device=device, adapter=adapter, usual="chat")
     check_drawings(model, safety)
     give_tokens(model, system, tokens)
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
@@ -112,17 +117,32 @@ def see(
     temperature: Temperature = 0.0,
     max_tokens: MaxTokens = 128,
     tokens: Tokens = None,
+    boxes: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="the picture with what was pointed at drawn in it",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = None,
+    adapter: Adapter = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Ask a question about a picture."""
     pixels = open_image(image)
     asked = Document((user(Image(pixels), not_empty(question, "question")),))
-    model = load_system(system, err, weights=weights, device=device, parts=("tokenizer", "lm"))
+    seeing = ("tokenizer", "lm")
+    model = load_system(system, err, weights=weights, device=device, parts=seeing, adapter=adapter, usual="chat")
     give_tokens(model, system, tokens)
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
     generator = torch.Generator().manual_seed(seed)
-    show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path()))
+    said = show(model.stream(asked, modality="text", sampling=sampling, generator=generator), out, keep_in(Path()))
+    if boxes is not None:
+        pointed = [part for part in said if isinstance(part, Box)]
+        if not pointed:
+            raise RebusError(f'{system} pointed at nothing. Ask for something that can be seen: "Where is the cat?"')
+        out.print(f"saved as {save_image(with_boxes(pixels, pointed), boxes)}", style="dim", soft_wrap=True)
 
 
 def draw(
@@ -145,6 +165,7 @@ def draw(
     temperature: Temperature = 0.0,
     best_of: BestOf = 1,
     safety: Safety = None,
+    adapter: Adapter = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
@@ -155,7 +176,8 @@ def draw(
             f"The best of {best_of} drawings was asked for, but at temperature 0 they are all the same. "
             "Give a --temperature above 0, such as 0.8."
         )
-    model = load_system(system, err, weights=weights, device=device, parts=("lm", "detokenizer"))
+    drawing = ("lm", "detokenizer")
+    model = load_system(system, err, weights=weights, device=device, parts=drawing, adapter=adapter, usual="chat")
     check_drawings(model, safety)
     sampling = Sampling(temperature=temperature, best_of=best_of, image=ImageSampling(steps=steps))
     generator = torch.Generator().manual_seed(seed)
@@ -163,49 +185,6 @@ def draw(
     drawn = [part for part in show(stream, out, lambda image: save_drawing(image, output)) if isinstance(part, Image)]
     if not drawn or drawn[-1].pixels is None:
         raise RebusError(f"{system} drew nothing for {text!r}. Try other words or another --seed.")
-
-
-def tokenize(
-    system: Positional[System],
-    images: Positional[Pictures],
-    *,
-    output: Annotated[
-        Path | None,
-        arg(
-            aliases=("-o",), metavar="FILE", help="a document for the codes", help_behavior_hint="(default: print them)"
-        ),
-    ] = None,
-    show_mask: Annotated[
-        Path | None,
-        arg(
-            metavar="FILE",
-            help="a picture of the patches that are kept; several are numbered",
-            help_behavior_hint="(default: none)",
-        ),
-    ] = None,
-    seed: Seed = 0,
-    tokens: Tokens = None,
-    weights: Weights = None,
-    device: Device = "auto",
-) -> None:
-    """Turn pictures into the codes that a model writes them with."""
-    if not images:
-        raise RebusError("No pictures were named, so there is nothing to tokenize. Name at least one file.")
-    opened = [Image(open_image(path)) for path in images]
-    model = load_system(system, err, weights=weights, device=device, parts=("tokenizer",))
-    give_tokens(model, system, tokens)
-    generators = [torch.Generator().manual_seed(seed) for _ in opened]
-    encoded = model.tokenizer.encode(opened, {"generation"}, generators=generators)
-    if show_mask is not None:
-        masks = [kept_over(image, system) for image in encoded]
-        for mask, file in zip(masks, numbered(show_mask, len(masks)), strict=True):
-            out.print(f"saved as {save_image(mask, file)}", style="dim", soft_wrap=True)
-    if output is not None:
-        out.print(f"saved as {save_codes(encoded, output)}", style="dim", soft_wrap=True)
-        return
-    for path, part in zip(images, codes_json(encoded), strict=True):
-        prefix = f"{path}: " if len(images) > 1 else ""
-        out.print(prefix + " ".join(str(code) for code in part["codes"]), markup=False, soft_wrap=True)
 
 
 def detokenize(
@@ -294,26 +273,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "eval": measure,
     "study": study,
+    "serve": serve,
+    "plan": plan_system,
+    "doctor": doctor,
     "version": version,
 }
-
-
-REQUEST = re.compile(r"(please|can|could|would|i|draw|paint|show|make|create|generate|give)\b", re.IGNORECASE)
-
-
-def drawing_request(text: str, style: str | None) -> str:
-    """What is wished for as one would ask for it: `a red car`, `noto` → `Draw a red car in Noto style.`"""
-    text = text if REQUEST.match(text) else f"Draw {text}"
-    text = text.rstrip(" .")
-    if style:
-        known = {name.lower(): name for name in STYLES.values()}
-        text += f" in {known.get(style.lower(), style)} style"
-    return text if text.endswith(("?", "!")) else text + "."
-
-
-def numbered(file: Path, count: int) -> list[Path]:
-    """The names of `count` files: the name itself, or the name with numbers from 1 where there are several."""
-    return [file] if count == 1 else [file.with_stem(f"{file.stem}-{n}") for n in range(1, count + 1)]
 
 
 # ------------------------------------------------------------------------------------------------ main

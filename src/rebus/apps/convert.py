@@ -73,14 +73,42 @@ def convert(
 
 
 def export(
-    weights: Positional[Annotated[Path, arg(metavar="FOLDER", help="a folder that `rebus convert` or training wrote")]],
+    weights: Positional[
+        Annotated[
+            str, arg(metavar="FOLDER", help="a folder of weights; with --layout hub also a model of `rebus list`")
+        ]
+    ],
     *,
     output: Annotated[Path, arg(aliases=("-o",), metavar="FOLDER", help="the folder to write")],
+    layout: Annotated[
+        Literal["published", "hub"],
+        arg(help="the paper's own files for other software, or one folder that stands alone, with a model card"),
+    ] = "published",
+    report: Annotated[
+        Path | None,
+        arg(
+            metavar="FOLDER",
+            help="hub: what `rebus eval` wrote; its figures go into the card",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = None,
+    licence: Annotated[str, arg(metavar="NAME", help="hub: the licence that the card names")] = "other",
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"] | None,
+        arg(help="hub: what numbers are stored as", help_behavior_hint="(default: as they are held)"),
+    ] = None,
 ) -> None:
-    """Write a model in the published layout, for other software."""
-    from rebus.checkpoint import load_system
+    """Write a model for other software, in the published layout, or for the hub, as one folder."""
+    if layout == "hub":
+        from rebus.apps.loading import load_system as load_parts
 
-    _module(load_system(weights).name.partition(":")[0], "export").export_published(weights, output)
+        number = None if dtype is None else getattr(torch, dtype)
+        model = load_parts(weights, Console(stderr=True, highlight=False), device="cpu")
+        model.save_pretrained(output, report=report, licence=licence, dtype=number)
+    else:
+        from rebus.checkpoint import load_system
+
+        _module(load_system(weights).name.partition(":")[0], "export").export_published(Path(weights), output)
     out.print(f"written to {output}", soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +17,19 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from rebus.apps.boxes import with_boxes
 from rebus.apps.files import write_whole
 from rebus.apps.guard import guarded
-from rebus.apps.loading import load_system, variants, where_weights
+from rebus.apps.loading import adapters, load_system, variants, where_weights
 from rebus.apps.memory import save_drawing
 from rebus.apps.page import render
 from rebus.apps.patches import kept_over
 from rebus.apps.terminal import picture, show
-from rebus.document import Document, Image, Message, user
+from rebus.document import Box, Document, Image, Message, user
 from rebus.images import open_image, save_image
 from rebus.sampling import Sampling
 from rebus.system import reply
+from rebus.system.parts import last_picture
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Turn:
     """does a new conversation begin here?"""
     seed: int = 0
     """of the reply"""
+    adapter: str = "chat"
+    """which speciality answers, where the model has some"""
 
 
 SCRIPT = (
@@ -55,6 +59,18 @@ SCRIPT = (
     Turn("Give me two examples from animals and nature, each with a picture.", anew=True),
 )
 
+SPECIAL = (
+    Turn("Where is the apple?", shows="red-apple-noto.png", answer="text", anew=True),
+    Turn(
+        "Change the background to a light blue background.",
+        shows="rocket-noto.png",
+        answer="image",
+        anew=True,
+        adapter="edit",
+    ),
+    Turn("Add a star in the top left corner.", answer="image", adapter="edit"),
+)
+"""What is said besides to a model that has the specialities chat and edit: it points, and edits a picture twice in a row."""
 OTHERS = ("lavit:mini",)
 """Models that have their say behind the first, where their weights are there."""
 SHORT = (
@@ -78,12 +94,14 @@ def converse(
     console: Console,
     talking: Sampling,
     drawing: Sampling,
+    specialities: Mapping[str, Any] | None = None,
 ) -> list[Document]:
-    """Plays the script with a System, showing it as it goes; returns the conversations. `talking` is how replies are
-    sampled, `drawing` how those that are a picture."""
+    """Plays the script with a System, or with that of a turn's speciality where there is one, showing it as it goes; returns
+    the conversations. `talking` is how replies are sampled, `drawing` how those that are a picture. What a reply points at is
+    drawn into the picture, behind the reply, where a conversation ends with it."""
     conversations: list[Document] = []
     numbers = itertools.count(1)
-    for turn in script:
+    for number, turn in enumerate(script):
         if turn.anew or not conversations:
             conversations.append(Document(()))
         question = [turn.says]
@@ -98,9 +116,16 @@ def converse(
         console.print(Text.assemble(("you › ", "bold blue"), turn.says))
         asked = conversations[-1].add(message)
         generator = torch.Generator().manual_seed(turn.seed)
+        answering = (specialities or {}).get(turn.adapter, system)
         sampling = drawing if turn.answer == "image" else talking
-        stream = reply(system, asked, modality=turn.answer, sampling=sampling, generator=generator)
+        stream = reply(answering, asked, modality=turn.answer, sampling=sampling, generator=generator)
         parts = show(stream, console, lambda image: save_drawing(image, pictures / f"drawing-{next(numbers)}.png"))
+        boxes = [part for part in parts if isinstance(part, Box)]
+        ends = number + 1 == len(script) or script[number + 1].anew
+        if boxes and ends and (pointed := last_picture(asked)) is not None:
+            framed = with_boxes(pointed, boxes)
+            console.print(picture(framed, console), end="")
+            parts = (*parts, Image(framed))
         conversations[-1] = asked.add(Message("assistant", parts))
         console.print()
     return conversations
@@ -140,20 +165,25 @@ def demo(
     """
     console, err = Console(highlight=False), Console(stderr=True, highlight=False)
     began = time.perf_counter()
-    model = load_system(system, err, device=device)
+    model = load_system(system, err, device=device, adapter="none")
+    special = {name: model.with_adapter(name) for name in adapters(system)}
+    script = (*SCRIPT, *SPECIAL) if {"chat", "edit"} <= special.keys() else SCRIPT
     loaded = time.perf_counter()
-    conversations = converse(model, SCRIPT, examples, output / "pictures", console, SAMPLING, DRAWING)
+    conversations = converse(model, script, examples, output / "pictures", console, SAMPLING, DRAWING, special)
     talked = time.perf_counter() - loaded
-    for name in there([name for name in others if name != system]):
+    also = there([name for name in others if name != system])
+    for name in also:
         console.print(f"[bold]{name}[/bold]")
         del model  # one at a time
+        special.clear()
         model = load_system(name, err, device=device)
-        conversations += converse(
-            model, SHORT, examples, output / "pictures" / name.replace(":", "-"), console, SAMPLING, DRAWING
-        )
+        folder = output / "pictures" / name.replace(":", "-")
+        conversations += converse(model, SHORT, examples, folder, console, SAMPLING, DRAWING)
     about = (
-        f"{system} on {device_name(device)}: {len(SCRIPT)} replies in {talked:.0f} s, exactly as the model gave them."
+        f"{system} on {device_name(device)}: {len(script)} replies in {talked:.0f} s, exactly as the model gave them."
     )
+    if also:
+        about += f" Behind it are a few replies of {' and '.join(also)}."
     page = write_whole(output / "index.html", render(conversations, about=about))
     command = program()
     picture_file = examples / next(turn.shows for turn in SCRIPT if turn.shows)

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from rebus.apps.loading import load_system
 from rebus.apps.memory import save_drawing
-from rebus.apps.options import Device, Picture, Seed, Steps, System, Temperature, Weights, not_empty
+from rebus.apps.options import Adapter, Device, Picture, Seed, Steps, System, Temperature, Weights, not_empty
 from rebus.apps.terminal import show
 from rebus.document import Document, Image, user
 from rebus.errors import RebusError
@@ -45,13 +45,14 @@ def edit(
     text_guidance: Guidance = None,
     image_guidance: Keeping = None,
     temperature: Temperature = 0.0,
+    adapter: Adapter = None,
     weights: Weights = None,
     device: Device = "auto",
 ) -> None:
     """Change a picture as words say, and keep the rest of it."""
     pixels = open_image(image)
     asked = Document((user(Image(pixels), not_empty(instruction, "instruction")),))
-    model = load_system(system, err, weights=weights, device=device)
+    model = load_system(system, err, weights=weights, device=device, adapter=adapter, usual="edit")
     if not model.edits:
         raise RebusError(
             f"{system} draws every picture anew: its image decoder does not see the picture that is to be changed. "

@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from rebus.apps.device import choose_device
 from rebus.apps.loading import Bar, load_system
+from rebus.apps.options import Adapter, Weights
 from rebus.data.pictures import load_pictures
 from rebus.errors import RebusError
 from rebus.evals.exam import EvalConfig
@@ -70,6 +71,8 @@ def eval_system(
             help_behavior_hint="(default: rebus-eval/SYSTEM-SPLIT)",
         ),
     ] = None,
+    adapter: Adapter = None,
+    weights: Weights = None,
     device: Annotated[str, arg(metavar="DEVICE", help="cpu, cuda, mps, or auto for the best that is there")] = "auto",
 ) -> None:
     """Measure a model: figures beside chance and ceiling, a table, picture sheets."""
@@ -90,8 +93,14 @@ def eval_system(
         choice=choice,
     )
     pictures = load_pictures(data)
-    model = load_system(system, err, device=device)
-    recipe = {"system": system, "command": command(), "device": str(choose_device(device)), **version()}
+    model = load_system(system, err, weights=weights, device=device, adapter=adapter, usual="chat")
+    recipe = {
+        "system": system,
+        "adapter": model.adapter,
+        "command": command(),
+        "device": str(choose_device(device)),
+        **version(),
+    }
     with Bar(err) as bar:
         exam = standard_exam(model, pictures, config, user_cache(), device=choose_device(device), report=bar)
         results = evaluate(exam, tasks, recipe)

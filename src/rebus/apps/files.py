@@ -35,6 +35,11 @@ def write_whole(path: Path, text: str) -> Path:
     return path
 
 
+def numbered(file: Path, count: int) -> list[Path]:
+    """The names of `count` files: the name itself, or the name with numbers from 1 where there are several."""
+    return [file] if count == 1 else [file.with_stem(f"{file.stem}-{n}") for n in range(1, count + 1)]
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises RebusError naming the file."""
     try:

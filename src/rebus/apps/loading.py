@@ -51,22 +51,49 @@ def load_system(
     console: Console,
     *,
     weights: Path | None = None,
-    adapter: Path | None = None,
     device: str = "auto",
     parts: Sequence[str] = ("tokenizer", "lm", "detokenizer"),
+    adapter: Path | str | None = None,
+    usual: str = "",
 ) -> Any:
-    """`rebus.system.load` on a device, with the terminal saying so. Raises RebusError for an unknown name."""
+    """`rebus.system.load` on a device, with the terminal saying so. `adapter` None takes the speciality `usual` where the
+    weights have it, and `none` takes none. Raises RebusError for an unknown name."""
     chosen = choose_device(device)
+    name, weights = prepared(name, console, weights=weights)
     with saying(f"loading {name}", console):
         from rebus import system  # takes seconds
 
-    config = next((config for known, config in variants() if known == name), None)
+        if adapter is None and usual in adapters(name, weights):
+            adapter = usual
+        named = None if adapter == "none" else adapter
+        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), adapter=named)
+
+
+def prepared(name: str, console: Console, *, weights: Path | None = None) -> tuple[str, Path | None]:
+    """Sees to it that a system can be loaded, here or in another process; returns the name and the weights that `load`
+    takes. Raises RebusError for one without weights."""
+    with saying(f"loading {name}", console):
+        from rebus import system  # takes seconds
+        from rebus.system.pretrained import located
+
+        found = located(name, list(system.known_systems()))
+        config = next((config for known, config in variants() if known == name), None)
     if config is not None and weights is None:
         needs_no_weights(name, config)
-    fetch_base(config, console)
-    with saying(f"loading {name}", console):
-        options: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
-        return system.load(name, weights=weights, device=chosen, parts=tuple(parts), **options)
+    if found is not None:
+        name, weights, base = found.name, weights or found.folder, found.config.get("language", {}).get("base")
+    else:
+        base = getattr(getattr(config, "language", None), "base", None)
+    fetch_base(base, console)
+    return name, weights
+
+
+def adapters(name: str, weights: Path | None = None) -> list[str]:
+    """The specialities beside the weights of a system; none for an unknown one, of which `load` says what is wrong."""
+    from rebus.system import known_adapters, known_systems
+
+    paper = name.partition(":")[0]
+    return known_adapters(name, weights) if "." in paper or paper in known_systems() else []
 
 
 def needs_no_weights(name: str, config: Any) -> None:
@@ -78,12 +105,11 @@ def needs_no_weights(name: str, config: Any) -> None:
         )
 
 
-def fetch_base(config: Any, console: Console) -> None:
-    """Fetches the base language model of a mini, the first time, with a bar. Anything else `load` sees to."""
+def fetch_base(base: Any, console: Console) -> None:
+    """Fetches the base language model of a mini, the first time, with a bar. Any other `load` sees to."""
     from rebus.mini.llm import BASE_LLM, base_llm
     from rebus.packages import user_cache
 
-    base = getattr(getattr(config, "language", None), "base", None)
     if base == BASE_LLM and not (user_cache() / BASE_LLM).exists():
         console.print(f"The base language model {BASE_LLM} is fetched once (about 100 MB).")
         with Bar(console) as bar:

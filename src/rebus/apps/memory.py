@@ -136,8 +136,8 @@ def _settings(found: dict[Any, Any]) -> ImageSampling:
     for name, value in found.items():
         if name not in known or name not in checks or not checks[name](value):
             raise RebusError(f"Its note has a setting {str(name)!r:.40} that cannot be.")
-    values: dict[str, Any] = {name: tuple(v) if name == "size" else v for name, v in found.items()}
-    return ImageSampling(**values)
+    settings: dict[str, Any] = {name: tuple(v) if name == "size" else v for name, v in found.items()}
+    return ImageSampling(**settings)
 
 
 def _finite(value: Any) -> bool:

@@ -9,10 +9,18 @@ from tyro.conf import arg
 
 from rebus.errors import RebusError
 
-System = Annotated[str, arg(metavar="SYSTEM", help="which model: NAME:VARIANT, as `rebus list` shows them")]
+System = Annotated[str, arg(metavar="SYSTEM", help="which model: NAME:VARIANT of `rebus list`, a folder, or a hub id")]
 Weights = Annotated[
     Path | None,
     arg(metavar="FOLDER", help="weights of one's own: a folder that training wrote", help_behavior_hint=""),
+]
+Adapter = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help="which speciality: the name of one beside the weights, a folder, or none",
+        help_behavior_hint="(default: the one for this, where there is one)",
+    ),
 ]
 Device = Annotated[str, arg(metavar="DEVICE", help="cpu, cuda, mps, or auto for the best that is there")]
 Seed = Annotated[int, arg(help="of everything random: the same seed gives the same reply")]

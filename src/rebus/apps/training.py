@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from rebus.apps.device import choose_device
+from rebus.apps.processes import joined
 from rebus.errors import RebusError
 
 PACKAGE = Path(__file__).parents[1]
@@ -78,11 +79,16 @@ class Run:
     """what the command line said"""
 
     def __call__(self, out: Console, err: Console) -> None:
-        """Trains, showing a bar where there is a terminal and lines where there is none.
+        """Trains, showing a bar where there is a terminal and lines where there is none. Under torchrun as one of several
+        processes, of which the first shows it.
 
         Raises RebusError if the run was stopped before its end, so that a script of several stages stops too.
         """
-        from rebus.train import fit
+        with joined(self.options.device) as device:
+            self._train(device, out, err)
+
+    def _train(self, device: torch.device, out: Console, err: Console) -> None:
+        from rebus.train import Layout, fit, parallel
         from rebus.train.log import Lines, Rich
 
         options = self.options
@@ -93,7 +99,7 @@ class Run:
         result = fit(
             stage,
             options.out,
-            device=choose_device(options.device),
+            device=device,
             seed=getattr(options, "seed", getattr(options.config, "seed", 0)),
             log_every=options.log_every,
             eval_every=options.eval_every,
@@ -101,13 +107,20 @@ class Run:
             resume=options.resume,
             progress=Rich(err)
             if err.is_terminal
-            else Lines(lambda line: out.print(line, markup=False, highlight=False)),
+            else Lines(lambda line: out.print(line, markup=False, highlight=False, soft_wrap=True)),
+            layout=Layout(options.parallel, options.recompute),
         )
+        if result.fell:
+            raise RebusError(
+                f"{self.name} was stopped at step {result.step}, since {result.fell}. The last good weights are in "
+                f"{result.weights}; go on from these with other settings in another folder."
+            )
         if not result.finished:
             raise RebusError(f"{self.name} was stopped at step {result.step}. The same command goes on from there.")
-        out.print(
-            f"{self.name}: {result.step} steps done, weights in {result.weights}", highlight=False, soft_wrap=True
-        )
+        if parallel.main_process():
+            out.print(
+                f"{self.name}: {result.step} steps done, weights in {result.weights}", highlight=False, soft_wrap=True
+            )
 
 
 def parse(name: str, args: Sequence[str], prog: str = "rebus train") -> Run:
@@ -161,5 +174,12 @@ def _options(module: ModuleType, name: str, config: Any) -> Callable[..., Any]:
     option("eval_every", int | None, None, "steps between evaluations; none: only at the end")
     option("save_every", int, 500, "steps between checkpoints")
     option("resume", bool, True, "go on with a run that the folder holds")
+    option(
+        "parallel",
+        Literal["ddp", "fsdp"],
+        "ddp",
+        "under torchrun: every process holds the whole model (ddp), or a shard of it (fsdp)",
+    )
+    option("recompute", bool, False, "activation checkpointing: less memory, about a third more time")
     own = ("config", Annotated[type(config), tyro.conf.arg(name="")], dataclasses.field(default=config))
     return dataclasses.make_dataclass("Options", [*fields, own], kw_only=True)

@@ -1,6 +1,6 @@
 """Weights on disk: read, convert between the published layout and ours, write whole or not at all, load strictly."""
 
-from rebus.checkpoint.rules import Converted, Drop, Join, Move, Rule, Split, convert, export
+from rebus.checkpoint.rules import Converted, Drop, Join, Move, Rule, Split, check_complete, convert, export
 from rebus.checkpoint.saved import (
     SavedSystem,
     config_from_json,
@@ -21,6 +21,7 @@ __all__ = [
     "Rule",
     "SavedSystem",
     "Split",
+    "check_complete",
     "config_from_json",
     "config_to_json",
     "convert",

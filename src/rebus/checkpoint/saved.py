@@ -88,12 +88,14 @@ def save_system(
     parts: Mapping[str, Mapping[str, Tensor]],
     *,
     others: Mapping[str, Mapping[str, bytes]] | None = None,
+    loose: Mapping[str, bytes] | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> SavedSystem:
     """Writes the parts (state dicts, possibly lazy) and `system.json` into a new `folder`; returns what was written.
 
-    `others` are further files of a part by name, such as the text tokenizer of a language model.
+    `others` are further files of a part by name, such as the text tokenizer of a language model; `loose` are files that
+    nobody checks, such as a model card.
 
     Raises RebusError if there is something at `folder` already, unless `overwrite`; then the old folder is replaced
     only when the new one is complete.
@@ -110,6 +112,8 @@ def save_system(
             for name, content in contents.items():
                 (partial / name).write_bytes(content)
                 files.setdefault(part, {})[name] = sha256(partial / name)
+        for name, content in (loose or {}).items():
+            (partial / name).write_bytes(content)
         written = dataclasses.replace(system, files=files, folder=target)
         held = {"format": FORMAT} | {k: v for k, v in dataclasses.asdict(written).items() if k != "folder"}
         (partial / FILE).write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n")
@@ -170,7 +174,14 @@ def load_system(folder: str | os.PathLike[str]) -> SavedSystem:
             f"{path} is of format {number} with {', '.join(sorted(held))}, but format {FORMAT} is read here. "
             "Update the library, or write the system again with this one."
         )
-    return SavedSystem(**held, folder=Path(folder))
+    saved = SavedSystem(**held, folder=Path(folder))
+    # a folder may come from anywhere: it speaks of its own files, and of a base that lies beside it
+    named = [*([] if saved.base is None else [saved.base]), *(name for part in saved.files.values() for name in part)]
+    if outside := [name for name in named if Path(name).name != name]:
+        raise RebusError(
+            f"{path} names {outside[0]!r}, which lies outside of its folder. Download the folder again, or leave it alone."
+        )
+    return saved
 
 
 # ------------------------------------------------------------------------------------------------ into modules

@@ -5,17 +5,16 @@ Dimension key: N images of a bank, h w height and width in pixels
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import accumulate
 from random import Random
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 from numpy.typing import NDArray
 
-from rebus.data.backdrops import COLOURS, SIDE, draw_backdrop, random_backdrop
+from rebus.data.backdrops import SIDE, draw_backdrop, random_backdrop
+from rebus.data.lettering import letter, vocabulary
 from rebus.data.pictures import Pictures, over
 from rebus.data.scenes import Things, describe, random_scene, render
 from rebus.data.selection import foreign_names
@@ -111,11 +110,6 @@ def _moved(rgba_hw: NDArray[np.uint8], rng: Random) -> NDArray[np.uint8]:
     return moved
 
 
-@lru_cache(maxsize=32)
-def _font(size: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
-    return PIL.ImageFont.load_default(size)
-
-
 class _Others:
     """Draws the images of a bank that are not single pictures, on a 128 px canvas."""
 
@@ -123,9 +117,7 @@ class _Others:
         self.pictures, self.things = pictures, Things(pictures, split)
         foreign = set(foreign_names(pictures, split))
         # a name of another split is neither written nor drawn, in whatever kind of image
-        words = {word for row in pictures.rows(split) for word in pictures.label[row].split()}
-        words = {word for word in words if word.isalpha() and 2 <= len(word) <= 9}
-        self.vocabulary = sorted(words - foreign)
+        self.vocabulary = vocabulary(pictures, split)
         self.shapes = [(c, s) for c in _SHAPE_COLOURS for s in _SHAPES if f"{c} {s}" not in foreign]
 
     def draw(self, kind: str, rng: Random, size: int) -> tuple[PIL.Image.Image, str]:
@@ -162,25 +154,10 @@ class _Others:
         return render(self.pictures, scene).crop((left, top, left + side, top + side)), caption
 
     def _words(self, rng: Random) -> tuple[PIL.Image.Image, str]:
-        lines = [str(rng.randint(0, 999)) if rng.random() < 0.15 else rng.choice(self.vocabulary)]
-        if rng.random() < 0.3:
-            lines.append(rng.choice(self.vocabulary))
-        if rng.random() < 0.3:
-            lines = [line.upper() for line in lines]
-        paper, ink = rng.sample(list(COLOURS), 2)
-        while sum(abs(a - b) for a, b in zip(COLOURS[paper], COLOURS[ink], strict=True)) < 250:
-            paper, ink = rng.sample(list(COLOURS), 2)
-        image = PIL.Image.new("RGB", (SIDE, SIDE), COLOURS[paper])
-        draw = PIL.ImageDraw.Draw(image)
-        text = "\n".join(lines)
-        points = min(52, round(200 / max(map(len, lines)))) if rng.random() < 0.7 else rng.choice((16, 20, 24))
-        width = max(draw.textlength(line, font=_font(points)) for line in lines)
-        if width > SIDE - 8:
-            points = max(12, int(points * (SIDE - 8) / width))
-        centre = (SIDE // 2 + rng.randint(-3, 3), SIDE // 2 + rng.randint(-20, 20))
-        draw.text(centre, text, COLOURS[ink], font=_font(points), anchor="mm", align="center")
-        what = f"the number {lines[0]}" if lines[0].isdigit() and len(lines) == 1 else f'the text "{" ".join(lines)}"'
-        return image, f"{what} in {ink} on {article(paper)} background"
+        made = letter(self.vocabulary, rng)
+        one = made.lines[0].isdigit() and len(made.lines) == 1
+        what = f"the number {made.lines[0]}" if one else f'the text "{" ".join(made.lines)}"'
+        return made.image, f"{what} in {made.ink} on {article(made.paper)} background"
 
     def _shape(self, rng: Random) -> tuple[PIL.Image.Image, str]:
         backdrop = random_backdrop(rng, white=0.5, plain=0.3)

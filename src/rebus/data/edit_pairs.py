@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rebus.data.filters import KEEP_ALL, Keep
 from rebus.data.lines import Unreadable
+from rebus.data.loader import position_of
 from rebus.data.mixture import shuffled
 from rebus.data.sources import Documents, open_source
 from rebus.errors import RebusError
@@ -83,11 +84,11 @@ class EditBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Position, and how many documents were skipped."""
-        return {"position": self.position, "skipped": self.skipped}
+        return {"position": self.position, "skipped": self.skipped, "step": self.batch * self.world}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
-        self.position, self.skipped = state["position"], state["skipped"]
+        self.position, self.skipped = position_of(state, self.batch * self.world), state["skipped"]
 
     def _make(self, index: int) -> EditBatch | None:
         pairs = []

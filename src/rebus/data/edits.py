@@ -147,7 +147,7 @@ def line_art(material: Material, rng: Random) -> Edit:
 # ------------------------------------------------------------------------------------------------ scenes
 
 
-def _seen(material: Material, placed: Placed) -> Mask:
+def seen(material: Material, placed: Placed) -> Mask:
     """Where one thing of a scene is seen through at most in part."""
     canvas = PIL.Image.new("L", (SIDE, SIDE))
     picture, corner = cutout(material.pictures, placed)
@@ -155,10 +155,11 @@ def _seen(material: Material, placed: Placed) -> Mask:
     return np.asarray(canvas) > 0
 
 
-def _between(
+def between(
     kind: str, material: Material, scenes: tuple[Scene, Scene], text: str, changed: list[Placed], row: int
 ) -> Edit:
-    mask_hw = np.logical_or.reduce([_seen(material, placed) for placed in changed])
+    """An edit that turns one scene into another, which differ where one of the things `changed` is seen."""
+    mask_hw = np.logical_or.reduce([seen(material, placed) for placed in changed])
     source, target = (render(material.pictures, scene) for scene in scenes)
     return Edit(kind, source, target, text, mask_hw, row)
 
@@ -180,9 +181,14 @@ def _with(scene: Scene, number: int, placed: Placed) -> Scene:
     return replace(scene, placed=(*scene.placed[:number], placed, *scene.placed[number + 1 :]))
 
 
-def _place(placed: Placed) -> str:
+def place_of(placed: Placed) -> str:
     """Where it is, in words: `in the top left corner`."""
     return min(PLACES, key=lambda words: (PLACES[words][0] - placed.x) ** 2 + (PLACES[words][1] - placed.y) ** 2)
+
+
+def towards(placed: Placed) -> str:
+    """Where it is to go, in words: `to the top left corner`."""
+    return place_of(placed).replace("in the", "to the").replace("at the", "to the").replace("on the", "to the")
 
 
 def remove(material: Material, rng: Random) -> Edit:
@@ -191,7 +197,7 @@ def remove(material: Material, rng: Random) -> Edit:
     placed = scene.placed[number]
     name = material.pictures.label[placed.row]
     text = rng.choice((f"Remove the {name}.", f"Take the {name} away.", f"Delete the {name}."))
-    return _between("remove", material, (scene, _without(scene, number)), text, [placed], placed.row)
+    return between("remove", material, (scene, _without(scene, number)), text, [placed], placed.row)
 
 
 def add(material: Material, rng: Random) -> Edit:
@@ -199,8 +205,8 @@ def add(material: Material, rng: Random) -> Edit:
     scene, number = _scene(material, rng)
     placed = scene.placed[number]
     name = article(material.pictures.label[placed.row])
-    text = rng.choice(("Add {} {}.", "Put {} {}.", "Draw {} {}.")).format(name, _place(placed))
-    return _between("add", material, (_without(scene, number), scene), text, [placed], placed.row)
+    text = rng.choice(("Add {} {}.", "Put {} {}.", "Draw {} {}.")).format(name, place_of(placed))
+    return between("add", material, (_without(scene, number), scene), text, [placed], placed.row)
 
 
 def replaced(material: Material, rng: Random) -> Edit:
@@ -211,7 +217,7 @@ def replaced(material: Material, rng: Random) -> Edit:
     new = replace(old, row=material.selection.things.pick_other(labels, rng))
     one, other = material.pictures.label[old.row], article(material.pictures.label[new.row])
     text = rng.choice((f"Replace the {one} with {other}.", f"Change the {one} into {other}."))
-    return _between("replace", material, (scene, _with(scene, number, new)), text, [old, new], new.row)
+    return between("replace", material, (scene, _with(scene, number, new)), text, [old, new], new.row)
 
 
 def move(material: Material, rng: Random) -> Edit:
@@ -224,9 +230,8 @@ def move(material: Material, rng: Random) -> Edit:
     old, *others = (Placed(row, *spot, side) for row, spot in zip(rows, spots, strict=False))
     new = replace(old, x=spots[-1][0], y=spots[-1][1])
     scene = Scene("one" if alone else "corners", (old, *others), random_backdrop(rng))
-    to = _place(new).replace("in the", "to the").replace("at the", "to the").replace("on the", "to the")
-    text = f"Move the {material.pictures.label[old.row]} {to}."
-    return _between("move", material, (scene, _with(scene, 0, new)), text, [old, new], old.row)
+    text = f"Move the {material.pictures.label[old.row]} {towards(new)}."
+    return between("move", material, (scene, _with(scene, 0, new)), text, [old, new], old.row)
 
 
 def recolour(material: Material, rng: Random) -> Edit:
@@ -239,9 +244,9 @@ def recolour(material: Material, rng: Random) -> Edit:
     wished = PIL.Image.merge(
         "HSV", [PIL.Image.fromarray(band) for band in (np.full_like(hue, HUES[colour]), saturation, value)]
     ).convert("RGB")
-    mask_hw = _seen(material, placed)
+    mask_hw = seen(material, placed)
     for other in scene.placed[number + 1 :]:
-        mask_hw &= ~_seen(material, other)  # what stands before it
+        mask_hw &= ~seen(material, other)  # what stands before it
     source = render(material.pictures, scene)
     target = PIL.Image.fromarray(np.where(mask_hw[..., None], np.asarray(wished), np.asarray(source)))
     name = material.pictures.label[placed.row]
@@ -349,10 +354,10 @@ class Edits:
             raise IndexError(f"edits are counted from 0, not {index}")
         rng = Random(f"edits {self.split}/{self.seed}/{index}")
         kind = rng.choices(self.kinds, cum_weights=self._weights)[0]
-        return _sized(KINDS[kind](self.material, rng), self.size)
+        return resized(KINDS[kind](self.material, rng), self.size)
 
 
-def _sized(edit: Edit, size: int) -> Edit:
+def resized(edit: Edit, size: int) -> Edit:
     """The same edit at another size; a pixel may differ where one of those that it is made of may."""
     if edit.source.width == size:
         return edit

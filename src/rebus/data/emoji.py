@@ -13,7 +13,10 @@ from random import Random
 from rebus.data import phrases as p
 from rebus.data.backdrops import COLOURS
 from rebus.data.emoji_chats import album, chat, two_pictures
+from rebus.data.emoji_pointing import scene_boxes, small_thing, what_there, where
 from rebus.data.emoji_scenes import scene_caption, scene_describe, scene_draw, scene_question, scene_request
+from rebus.data.emoji_stories import story, story_turns
+from rebus.data.emoji_words import facts, read_words, slide, slide_layout
 from rebus.data.phrases import say, sentence
 from rebus.data.pictures import Pictures
 from rebus.data.selection import Selection
@@ -119,6 +122,16 @@ KINDS: dict[str, Kind] = {
     "two_pictures": two_pictures,
     "album": album,
     "chat": chat,
+    "scene_boxes": scene_boxes,
+    "where": where,
+    "what_there": what_there,
+    "small_thing": small_thing,
+    "read_words": read_words,
+    "facts": facts,
+    "story": story,
+    "story_turns": story_turns,
+    "slide": slide,
+    "slide_layout": slide_layout,
 }
 
 PRETRAIN: Mapping[str, float] = {

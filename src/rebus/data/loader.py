@@ -62,11 +62,11 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Position and count of what was skipped; speaks of the batches already handed out."""
-        return {"position": self.position, "skipped": self.skipped}
+        return {"position": self.position, "skipped": self.skipped, "step": self.batch_size * self.world}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
-        self.position, self.skipped = state["position"], state["skipped"]
+        self.position, self.skipped = position_of(state, self.batch_size * self.world), state["skipped"]
 
     def _batches(self) -> Iterator[tuple[list[Document], int]]:
         if self.workers == 0:
@@ -83,6 +83,12 @@ class Loader:
             except Unreadable:
                 skipped += 1
         return batch, skipped
+
+
+def position_of(state: Mapping[str, Any], step: int) -> int:
+    """The position that a state speaks of, where a step of all processes takes `step` documents; it may have been written
+    where a step took `state["step"]`. No document is left out then, some may come again."""
+    return state["position"] * state.get("step", step) // step
 
 
 class _Batches(Dataset):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rebus.data.filters import KEEP_ALL, Keep
 from rebus.data.lines import Unreadable
+from rebus.data.loader import position_of
 from rebus.data.mixture import shuffled
 from rebus.data.sources import open_source
 from rebus.errors import RebusError
@@ -95,11 +96,11 @@ class PairBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Position, and how many pairs were skipped."""
-        return {"position": self.position, "skipped": self.skipped}
+        return {"position": self.position, "skipped": self.skipped, "step": self.batch * self.world}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
-        self.position, self.skipped = state["position"], state["skipped"]
+        self.position, self.skipped = position_of(state, self.batch * self.world), state["skipped"]
 
     def _make(self, index: int) -> PairBatch:
         pictures, captions = [], []

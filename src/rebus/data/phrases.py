@@ -140,6 +140,25 @@ DRAW_SCENE = (
     "Make a picture of this: {scene}.",
     "Can you draw this: {scene}?",
 )
+ASK_WHERE = ("Where is the {name}?", "Where is the {name}?", "Point at the {name}.", "Find the {name}.")
+ASK_THERE = ("What is here?", "What is in this box?", "What do you see there?")
+ASK_READ = ("What does it say?", "Read the text.", "What is written here?")
+ASK_STORY = (
+    "Tell a story about {a} in {count} pictures.",
+    "Tell me a story about {a}, with {count} pictures.",
+    "Make a picture story about {a} in {count} pictures.",
+)
+ASK_SLIDE = ("Make a slide about {title} with {things}.", "I need a slide with the title {title} that shows {things}.")
+ASK_SLIDE_LAYOUT = (
+    "Lay out a slide about {title} with {things}.",
+    "Where does what go on a slide about {title} with {things}?",
+)
+READ_SLIDE = ("What is where on this slide?", "Describe the layout of this slide.")
+ASK_WEAR = (
+    "Put the {item} {place}.",
+    "Add the {item} of the first picture {place}.",
+    "Let the {one} have the {item} {place}.",
+)
 
 
 _SINGULAR = re.compile(r"\bis( this| it| there)? \{[ab]\}", re.I)

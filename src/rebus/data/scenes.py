@@ -185,6 +185,18 @@ def cutout(pictures: Pictures, placed: Placed) -> tuple[PIL.Image.Image, tuple[i
     return picture, (placed.x - placed.side // 2, placed.y - placed.side // 2)
 
 
+def exact_box(pictures: Pictures, placed: Placed) -> Box:
+    """The smallest box around what is seen of one thing, as fractions of the scene; its square, where nothing is."""
+    picture, (left, top) = cutout(pictures, placed)
+    inside = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+    if inside is None:
+        return placed.box
+    x, y, right, bottom = (
+        min(max(at + by, 0), SIDE) / SIDE for at, by in zip(inside, (left, top, left, top), strict=True)
+    )
+    return Box((x + right) / 2, (y + bottom) / 2, right - x, bottom - y)
+
+
 NUMBERS = ("no", "one", "two", "three", "four")
 
 

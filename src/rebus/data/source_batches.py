@@ -15,6 +15,7 @@ from rebus.data.filters import KEEP_ALL, Keep
 from rebus.data.interleaved import rearrange
 from rebus.data.layouts import frames
 from rebus.data.lines import Unreadable
+from rebus.data.loader import position_of
 from rebus.data.mixture import Mixture, shuffled
 from rebus.data.records import Record, Template, pair
 from rebus.data.sets import Items, open_set
@@ -135,11 +136,12 @@ class SourceBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what was skipped."""
-        return {"position": self.position, "skipped": dict(self.skipped)}
+        return {"position": self.position, "skipped": dict(self.skipped), "step": self.world}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
-        self.position, self.skipped = state["position"], Counter(state["skipped"])
+        # how many documents a process takes is the table's to say
+        self.position, self.skipped = position_of(state, self.world), Counter(state["skipped"])
 
     def _make(self, position: int) -> SourceBatch:
         place = self.mixture.place(position)

@@ -21,10 +21,14 @@ import PIL.Image
 from rebus.data.filters import KEEP_ALL, Keep
 from rebus.data.lines import Lines, Unreadable, opened
 from rebus.data.parquet import column_names, count_rows, open_table
+from rebus.data.token_files import ENDING as TOKENS
+from rebus.data.token_files import unpack
 from rebus.document import Document, Image, assistant, from_json, user
 from rebus.errors import RebusError
 from rebus.images import decode_image, open_image
 
+PICTURES = ("png", "jpg", "jpeg", "webp")
+"""What the name of a picture ends in, in a tar shard."""
 Order = Literal["caption", "draw", "both"]
 """What becomes of an image and its text: the image first, the text first, or by turns."""
 
@@ -64,9 +68,9 @@ class Tar:
     A sample is a picture with a text (`.txt`, or `.json` with `caption` or `text`, and `similarity` where that is known),
     frames of a video (`0.jpg`, `1.jpg` …) with a text, or `.json` with chat messages whose image URLs are endings of the
     sample's files (`jpg`). A shard that breaks off gives the samples before the break.
-    """
 
-    PICTURES = ("png", "jpg", "jpeg", "webp")
+    A picture may also be the file of its tokens (`jpg.safetensors`, as `rebus tokenize --shards` writes it).
+    """
 
     def __init__(self, path: Path, order: Order = "both", keep: Keep = KEEP_ALL) -> None:
         self.path, self.order, self.keep = path, order, keep
@@ -76,10 +80,8 @@ class Tar:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     if member.isfile():
-                        folder, _, name = member.name.rpartition("/")
-                        key, _, ending = name.partition(".")
-                        files = self._samples.setdefault(f"{folder}/{key}", {})
-                        files[ending.lower()] = (member.offset_data, member.size)
+                        key, ending = key_and_ending(member.name)
+                        self._samples.setdefault(key, {})[ending] = (member.offset_data, member.size)
         except FileNotFoundError:
             raise RebusError(f"There is no file {path}. Check the path of the data.") from None
         except (tarfile.TarError, OSError) as error:
@@ -96,12 +98,14 @@ class Tar:
     def __getitem__(self, index: int) -> Document:
         key = self._keys[index]
         name, endings = f"{self.path}, sample {key.strip('/')}", self._samples[key]
-        pictures = sorted((e for e in endings if e.rpartition(".")[2] in self.PICTURES), key=_in_order)
+        pictures = sorted(
+            (e for e in endings if e.removesuffix(f".{TOKENS}").split(".")[-1] in PICTURES), key=_in_order
+        )
         similarity = None
         if "json" in endings:
             data = _json(self._read(key, "json"), name)
             if isinstance(data, dict) and "messages" in data:
-                found = _document(data, lambda url: decode_image(self._read(key, url.split(".")[-1]), name=url), name)
+                found = _document(data, lambda url: self._named(key, url), name)
                 self.keep.check(found.images, name)
                 return found
             text = str(data.get("caption") or data.get("text") or "") if isinstance(data, dict) else ""
@@ -112,9 +116,19 @@ class Tar:
             raise Unreadable(
                 f"{name} has {', '.join(endings)}, but a sample needs a picture and a text. It is skipped."
             )
-        images = [_picture(self._read(key, ending), name) for ending in pictures]
+        images = [self._image(key, ending, name) for ending in pictures]
         self.keep.check(images, name, similarity)
         return _pair(images, text, self.order, index)
+
+    def _named(self, key: str, url: str) -> Image:
+        """The image that a message names by its ending, or whose tokens lie under that name."""
+        ending = url if url in self._samples[key] or f"{url}.{TOKENS}" in self._samples[key] else url.split(".")[-1]
+        tokens = f"{ending}.{TOKENS}"
+        return self._image(key, tokens if tokens in self._samples[key] else ending, url)
+
+    def _image(self, key: str, ending: str, name: str) -> Image:
+        data = self._read(key, ending)
+        return unpack(data, name) if ending.endswith(f".{TOKENS}") else _picture(data, name)
 
     def _read(self, key: str, ending: str) -> bytes:
         if ending not in self._samples[key]:
@@ -218,6 +232,13 @@ def open_source(path: Path | str, order: Order = "both", keep: Keep = KEEP_ALL) 
 # ---------------------------------------------------------------------------------------------- members
 
 
+def key_and_ending(name: str) -> tuple[str, str]:
+    """To which sample a file of a tar shard belongs, and as what: `a/0001.JPG` → `a/0001`, `jpg`."""
+    folder, _, last = name.rpartition("/")
+    key, _, ending = last.partition(".")
+    return f"{folder}/{key}", ending.lower()
+
+
 def _picture(data: bytes, name: str) -> Image:
     try:
         return Image(decode_image(data, name=name))
@@ -245,7 +266,7 @@ def _json(text: str | bytes, name: str) -> Any:
         raise Unreadable(f"{name} is not JSON: {error}. It is skipped.") from None
 
 
-def _document(data: dict[str, Any], open_picture: Callable[[str], PIL.Image.Image], name: str) -> Document:
+def _document(data: dict[str, Any], open_picture: Callable[[str], PIL.Image.Image | Image], name: str) -> Document:
     try:
         document = from_json(data, open_picture)
     except RebusError as error:

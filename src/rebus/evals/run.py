@@ -15,12 +15,16 @@ from rebus.errors import RebusError
 from rebus.evals.caption import caption, caption_from_codes
 from rebus.evals.codebook import codebook
 from rebus.evals.draw import draw
+from rebus.evals.editing import edits, edits_in_a_row
 from rebus.evals.exam import Exam
 from rebus.evals.figures import Curve, Figure, Found, Sample
+from rebus.evals.ground import ground
 from rebus.evals.interleaved import interleaved
 from rebus.evals.reconstruct import reconstruct
 from rebus.evals.retrieval import retrieval
 from rebus.evals.scenes import scenes
+from rebus.evals.small import small
+from rebus.evals.story import story
 from rebus.evals.text_kept import text_kept
 from rebus.evals.token_count import token_count
 from rebus.evals.vqa import vqa
@@ -40,6 +44,11 @@ TASKS: dict[str, Task] = {
     "retrieval": retrieval,
     "interleaved": interleaved,
     "text_kept": text_kept,
+    "ground": ground,
+    "small": small,
+    "edits": edits,
+    "edits_in_a_row": edits_in_a_row,
+    "story": story,
 }
 
 

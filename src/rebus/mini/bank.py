@@ -8,6 +8,7 @@ Dimension key: N pictures · H W pixels
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from rebus import packages
 from rebus.data.bank import bank
 from rebus.data.pictures import load_pictures
 from rebus.nn.text_encoder import SentenceEncoder
+from rebus.train import parallel
+
+try:
+    import fcntl
+except ImportError:  # where there are no such locks, several processes each build what is not there
+    fcntl = None  # type: ignore[assignment]
 
 SIZES = {"train": 36_000, "val": 2_000}
 
@@ -46,13 +53,13 @@ class Bank:
 def load_bank(work: Path, split: str) -> Bank:
     """The bank of `split` under `work/bank`, drawn from the pictures in `work/emoji` the first time."""
     images, texts = work / "bank" / f"{split}.npy", work / "bank" / f"{split}.json"
-    if not texts.exists():
-        images.parent.mkdir(parents=True, exist_ok=True)
-        pictures, captions, kinds = bank(load_pictures(work / "emoji"), split, SIZES[split], seed=0)
-        write_array(images, pictures)
-        part = texts.with_suffix(".part")
-        part.write_text(json.dumps({"captions": captions, "kinds": list(kinds)}))
-        part.replace(texts)
+    with alone(texts):
+        if not texts.exists():
+            pictures, captions, kinds = bank(load_pictures(work / "emoji"), split, SIZES[split], seed=0)
+            write_array(images, pictures)
+            part = texts.with_suffix(".part")
+            part.write_text(json.dumps({"captions": captions, "kinds": list(kinds)}))
+            part.replace(texts)
     record = json.loads(texts.read_text())
     return Bank(np.load(images, mmap_mode="r"), record["captions"], record["kinds"])
 
@@ -65,11 +72,24 @@ def write_array(path: Path, array: np.ndarray) -> None:
     part.replace(path)
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time builds `path` if it is not there; the others wait for it."""
+    if path.exists():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def cached(path: Path, build: Callable[[], np.ndarray]) -> np.ndarray:
     """The array at `path`, built and written the first time. Frozen features are computed once this way."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_array(path, build())
+    with alone(path):
+        if not path.exists():
+            write_array(path, build())
     return np.load(path, mmap_mode="r")
 
 
@@ -94,10 +114,12 @@ def caption_vectors(work: Path, bank: Bank, split: str) -> np.ndarray:
 
 
 class IndexBatches:
-    """Endless batches of indices 0..n−1: a new order every epoch, resumable to the batch."""
+    """Endless batches of indices 0..n−1: a new order every epoch, resumable to the batch. Processes that train together
+    share each batch; raises RebusError when they cannot do so evenly."""
 
     def __init__(self, n: int, batch: int, *, seed: int = 0):
         self.n, self.batch, self.seed = n, min(batch, n), seed
+        self.share = parallel.sharded(self.batch)
         self.position = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -107,7 +129,8 @@ class IndexBatches:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.n)
             for k in range(start, per_epoch):
                 self.position += 1
-                yield order[k * self.batch : (k + 1) * self.batch]
+                first = k * self.batch + self.share["rank"] * self.share["batch_size"]
+                yield order[first : first + self.share["batch_size"]]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins."""

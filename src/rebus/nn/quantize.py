@@ -82,7 +82,7 @@ class VectorQuantizer(nn.Module):
     def revive(self, dead_K: Tensor, x_TC: Tensor, generator: torch.Generator | None = None) -> int:
         """Moves the entries where `dead_K` is true onto random vectors of `x_TC`; returns how many were moved."""
         dead_D = dead_K.nonzero().flatten()
-        self.codebook_KC[dead_D] = _pick(x_TC, len(dead_D), generator).to(self.codebook_KC.dtype)
+        self.codebook_KC[dead_D] = _of_first(_pick(x_TC, len(dead_D), generator)).to(self.codebook_KC.dtype)
         return len(dead_D)
 
 
@@ -136,7 +136,7 @@ class GroupedQuantizer(VectorQuantizer):
         device = x_TC.device if generator is None else generator.device
         chosen_D = torch.randint(len(x_TNC), dead_D.shape, generator=generator, device=device).to(x_TC.device)
         places_D = dead_D // (len(self.codebook_KC) // self.places)
-        self.codebook_KC[dead_D] = x_TNC[chosen_D, places_D].to(self.codebook_KC.dtype)
+        self.codebook_KC[dead_D] = _of_first(x_TNC[chosen_D, places_D]).to(self.codebook_KC.dtype)
         return len(dead_D)
 
 
@@ -176,7 +176,7 @@ class EmaQuantizer(VectorQuantizer):
         x_TC, ids_T = x.flatten(0, -2).float(), ids.flatten()
         hits_K = torch.bincount(ids_T, minlength=len(self.hits_K)).to(self.hits_K.dtype)
         sum_KC = torch.zeros_like(self.sum_KC).index_add_(0, ids_T, x_TC.to(self.sum_KC.dtype))
-        if dist.is_available() and dist.is_initialized():
+        if _several():
             dist.all_reduce(hits_K)
             dist.all_reduce(sum_KC)
         self.hits_K.lerp_(hits_K, 1 - self.decay)
@@ -246,9 +246,12 @@ class CodeUsage:
         self.decay = decay
 
     def add(self, ids: Tensor) -> None:
-        """Counts a batch of ids of any shape."""
+        """Counts a batch of ids of any shape, of all processes."""
+        counts_K = torch.bincount(ids.detach().flatten(), minlength=len(self.counts_K))
+        if _several():
+            dist.all_reduce(counts_K)
         self.counts_K *= self.decay
-        self.counts_K += torch.bincount(ids.detach().flatten().cpu(), minlength=len(self.counts_K))
+        self.counts_K += counts_K.cpu()
 
     def dead_K(self, threshold: float = 0.01) -> Tensor:
         """True for the entries whose decayed count is below `threshold`."""
@@ -285,6 +288,18 @@ def kmeans(x_TC: Tensor, clusters: int, generator: torch.Generator | None = None
         sum_KC = torch.zeros_like(centre_KC).index_add_(0, ids_T, x_TC)
         centre_KC = torch.where(hits_K[:, None] > 0, sum_KC / hits_K.clamp(min=1)[:, None], centre_KC)
     return centre_KC
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _of_first(x_TC: Tensor) -> Tensor:
+    """The first process's vectors: a codebook is the same on all of them."""
+    if _several():
+        x_TC = x_TC.contiguous()
+        dist.broadcast(x_TC, 0)
+    return x_TC
 
 
 def _pick(x_TC: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

@@ -268,3 +268,8 @@ def text_file(folder: Path) -> dict[str, bytes]:
     space in front of every segment, which newer conversions of it leave out."""
     name = next(name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).exists())
     return {name: (folder / name).read_bytes()}
+
+
+def tokenizer_files(text: TextTokenizer) -> dict[str, bytes]:
+    """The files that `read_tokenizer` makes the same tokenizer of; none for one that reads bytes, which needs none."""
+    return {"tokenizer.json": text._tokenizer.to_str().encode()} if isinstance(text, FastTokenizer) else {}

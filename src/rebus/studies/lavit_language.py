@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.lm import InterleavedLM, Losses, log_likelihoods, losses_over
+from rebus.lm import InterleavedLM, Losses, log_likelihoods
 from rebus.mini.frozen import Frozen
 from rebus.mini.llm import read_base
 from rebus.nn.attention import init_linears
 from rebus.nn.text_model import add_lora
 from rebus.nn.text_tokenizer import TextTokenizer
-from rebus.sequence import Sequence, collate
+from rebus.sequence import Sequence, collate, collated
 from rebus.studies.arms import Measure
 from rebus.studies.lavit_arms import Config, TokensArm
 from rebus.studies.lavit_figures import name_of
@@ -88,7 +88,7 @@ class Reader(nn.Module):
 
     def forward(self, sequences: list[Sequence]) -> Losses:
         """Nats per word of captions."""
-        return losses_over(self.lm, sequences, pack=128, pad_id=0)
+        return self.lm.losses(collated(sequences, pack=128))
 
 
 def lay(text: TextTokenizer, tokens_TC: Tensor, caption: str) -> Sequence:

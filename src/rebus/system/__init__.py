@@ -2,8 +2,30 @@
 
 from rebus.system.dice import Dice
 from rebus.system.encoding import encode
-from rebus.system.loading import PARTS, known_systems, load
+from rebus.system.engine import Engine, Job, Said
+from rebus.system.loading import PARTS, known_adapters, known_systems, load
 from rebus.system.parts import Scorer, System
+from rebus.system.plan import Plan, Source, plan
+from rebus.system.pretrained import Portable, text_files
 from rebus.system.readback import read_back, reply
 
-__all__ = ["PARTS", "Dice", "Scorer", "System", "encode", "known_systems", "load", "read_back", "reply"]
+__all__ = [
+    "PARTS",
+    "Dice",
+    "Engine",
+    "Job",
+    "Plan",
+    "Portable",
+    "Said",
+    "Scorer",
+    "Source",
+    "System",
+    "encode",
+    "known_adapters",
+    "known_systems",
+    "load",
+    "plan",
+    "read_back",
+    "reply",
+    "text_files",
+]

@@ -1,13 +1,16 @@
 """Loading a system by its name: the folders under `papers/` are the registry.
 
 A paper's package has `VARIANTS` (name → config) and `build(config, weights, parts, device, dtype) -> System`; where it
-has official behaviour to switch on, `official(config)`; where it has adapters, `adapt(system, folder)`.
+has official behaviour to switch on, `official(config)`; where it has adapters, `adapt(system, adapter) -> System` and
+`adapters(config, weights) -> names`. Its module `portable`, if it has one, says how a system is saved to stand alone, and
+how large one is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +20,11 @@ from typing import Any
 import torch
 
 from rebus.checkpoint import config_from_json, load_system
-from rebus.checkpoint.tensors import sha256
 from rebus.errors import RebusError
 from rebus.nn.text_model import quantize_int8
 from rebus.packages import embedded
 from rebus.system.parts import System
+from rebus.system.pretrained import located
 
 PARTS = ("tokenizer", "lm", "detokenizer")
 PAPERS = Path(__file__).parents[1] / "papers"
@@ -33,26 +36,36 @@ def known_systems() -> dict[str, list[str]]:
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     weights: Path | str | None = None,
+    revision: str | None = None,
     adapter: Path | str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     parts: Sequence[str] = PARTS,
     official: bool = False,
 ) -> System:
-    """A system by name: `"seed:mini"`, or `"mylab.emu:tiny"` for a package of one's own.
+    """A system by name: `"seed:mini"`, or `"mylab.emu:tiny"` for a package of one's own; or a folder that holds one, or the
+    hub id of such a folder (`"owner/name"`, fetched once; `revision` is its branch, tag or commit).
 
     `weights` is a folder written by `rebus convert` or by training; its config is read from it. Without it a variant
-    that has embedded weights takes those. `parts` leaves out what is not needed. `official` switches every deviation of
-    the paper's published code on. `device` is the CPU unless given, `dtype` that of the weights; `torch.int8` holds the
+    that has embedded weights takes those. `adapter` is a speciality that the paper tunes its model for, as a folder or the
+    name of one beside the weights; `System.with_adapter` gives further ones on the same base. `parts` leaves out what is
+    not needed. `official` switches every deviation of the paper's published code on. `device` is the CPU unless given, `dtype` that of the weights; `torch.int8` holds the
     language model's weights in eight bits and everything else as it is. What is loaded is for use: LoRA is folded into
     the language model's weights. Training starts from the stages' own builders.
 
     Raises RebusError for an unknown name or part, weights of another paper or variant, and all that building raises.
     """
-    paper_name, _, variant = name.partition(":")
+    found = located(name, _papers(), revision)
+    if found is not None:
+        if weights is not None:
+            raise RebusError(
+                f"{os.fspath(name)} holds weights of its own, but `weights` names {weights} as well. Give one of the two."
+            )
+        name, weights = found.name, found.folder
+    paper_name, _, variant = os.fspath(name).partition(":")
     paper = _paper(paper_name)
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -69,22 +82,54 @@ def load(
         system.lm.llm.fold_lora()
         if dtype is torch.int8:
             quantize_int8(system.lm.llm)
-    system.name = f"{paper_name}:{variant}"
-    system.weights = _weights_hash(folder, getattr(config, "weights", None), adapter)
-    if adapter is not None:
-        _ability(paper, paper_name, "adapt", "has no adapters")(system, Path(adapter))
-    return system
+    system.name, system.config = f"{paper_name}:{variant}", config
+    system.weights = _weights_hash(folder, getattr(config, "weights", None))
+    return system if adapter is None else adapted(system, adapter)
 
 
-def _weights_hash(folder: Path | None, name: str | None, adapter: Path | str | None) -> str:
-    """Sixteen digits that tell these weights, those that they are laid over and the adapter from all others."""
+def adapted(system: System, adapter: Path | str) -> System:
+    """See `System.with_adapter`."""
+    name = system.name.partition(":")[0]
+    return _ability(_paper(name), name, "adapt", "has no adapters")(system, adapter)
+
+
+def known_adapters(name: str, weights: Path | str | None = None) -> list[str]:
+    """Names of the adapters beside the weights of a system, which `load` takes as `adapter`. Raises RebusError as `load`
+    does for an unknown name."""
+    paper_name, _, variant = name.partition(":")
+    paper = _paper(paper_name)
+    if not hasattr(paper, "adapters"):
+        return []
+    return paper.adapters(_config(paper, paper_name, variant, weights)[0], None if weights is None else Path(weights))
+
+
+def papers_config(name: str) -> tuple[ModuleType, Any, str]:
+    """The package, the config and the variant that a plain name means. Raises RebusError for an unknown one."""
+    paper_name, _, variant = name.partition(":")
+    paper = _paper(paper_name)
+    config, variant = _config(paper, paper_name, variant, None)
+    return paper, config, variant
+
+
+def paper_module(name: str, module: str, lacking: str) -> tuple[ModuleType, ModuleType]:
+    """The package of the system `name`, and its module `module`. Raises RebusError where it has none: `name` `lacking`."""
+    paper = _paper(name.partition(":")[0])
+    dotted = f"{paper.__name__}.{module}"
+    try:
+        return paper, importlib.import_module(dotted)
+    except ModuleNotFoundError as error:
+        if error.name != dotted:
+            raise
+        raise RebusError(f"{name} {lacking}: {paper.__name__} has no module {module!r}. Write one.") from None
+
+
+def _weights_hash(folder: Path | None, name: str | None) -> str:
+    """Sixteen digits that tell these weights and those that they are laid over from all others."""
     if folder is None and name is None:
         return "random"
     saved = load_system(folder or embedded(name or ""))
     layers = [saved] if saved.base is None else [saved, load_system(saved.folder.parent / saved.base)]
     digests = sorted(digest for layer in layers for files in layer.files.values() for digest in files.values())
-    if adapter is not None:
-        digests += [sha256(file) for file in sorted(Path(adapter).rglob("*")) if file.is_file()]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 

@@ -5,22 +5,28 @@ Understanding, drawing, editing and interleaved chat are all the same verb on di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
 
+from rebus.checkpoint import SavedSystem
 from rebus.document import Box, Document, Image, Message, Part
 from rebus.errors import RebusError
 from rebus.generate import Decoder
 from rebus.grammar import Grammar, Modality, TemplateName
 from rebus.lm import InterleavedLM
-from rebus.narrate import Event, Span
+from rebus.narrate import Event, Finished, Span
 from rebus.sampling import Sampling
 from rebus.sequence import Sequence as Words
 from rebus.system.dice import Dice
 from rebus.system.encoding import encode
+from rebus.system.engine import Engine, Job
 from rebus.visual import Detokenizer, Drawn, Editor, ImageSampling, Progress, VisualTokenizer
 
 Scorer = Callable[[Document, Message], float]
@@ -38,8 +44,25 @@ class System:
     detokenizer: Detokenizer | None = None
     """absent: images stay tokens"""
     name: str = ""
+    """`PAPER:VARIANT`, as it was loaded"""
+    config: Any = None
+    """what it was built from, as `load` knows it"""
+    folder: Path | None = None
+    """where its weights lie; None: they are random, or the paper does not say"""
+    adapter: str = ""
+    """which speciality it has been given; empty: none"""
     weights: str = ""
     """Hash of the weights of all parts, by which what was drawn can be told from what others draw; empty: not known"""
+
+    def with_adapter(self, adapter: Path | str) -> System:
+        """This system with a speciality: a further one, which shares all weights that the adapter does not bring. This one
+        stays as it is, and both can be used side by side. `adapter` is a folder, or the name of one beside these weights.
+
+        Raises RebusError for a paper without adapters, a name that is not there, and an adapter of another base.
+        """
+        from rebus.system.loading import adapted  # which imports this module
+
+        return adapted(self, adapter)
 
     @property
     def edits(self) -> bool:
@@ -69,19 +92,13 @@ class System:
             )
         dice = Dice(generator)
         prompt = self.prompts([document], [dice], template, modality)[0]
-        decoder = self.decoder([prompt], sampling, rows=Decoder.rows_for(sampling))
-        reply = decoder.add(prompt, modality=modality, sampling=sampling, generator=dice.words)
         source = source or last_picture(document)
-        try:
-            while not decoder.idle:
-                for _, event in decoder.step():
-                    for part in self.parts(event):
-                        if isinstance(part, Image):
-                            yield from self.draw([part], [source], [dice.image()], sampling.image)
-                        else:
-                            yield part
-        finally:
-            decoder.cancel(reply)
+        with closing(self._decoded([Job(self, prompt, modality, sampling, dice.words)])) as decoded:
+            for _, part in decoded:
+                if isinstance(part, Image):
+                    yield from self.draw([part], [source], [dice.image()], sampling.image)
+                else:
+                    yield part
 
     def generate(
         self,
@@ -115,9 +132,12 @@ class System:
         prompts = self.prompts(documents, dice, template, modality)
         each = sampling.best_of
         jobs = [(i, prompts[i], one) for i in range(len(documents)) for one in dice[i].split(each)]
-        replies = self._decode([(prompt, one) for _, prompt, one in jobs], modality, sampling, rows)
+        decoded = [Job(self, prompt, modality, sampling, one.words) for _, prompt, one in jobs]
+        replies: dict[Job, list[Part]] = {job: [] for job in decoded}
+        for job, part in self._decoded(decoded, rows):
+            replies[job].append(part)
         sources = [last_picture(documents[i]) for i, _, _ in jobs]
-        messages = self._drawn(replies, sources, [one for *_, one in jobs], sampling.image)
+        messages = self._drawn(list(replies.values()), sources, [one for *_, one in jobs], sampling.image)
         if scorer is None or each == 1:
             return messages
         groups = [messages[i * each : (i + 1) * each] for i in range(len(documents))]
@@ -126,23 +146,23 @@ class System:
             for document, group in zip(documents, groups, strict=True)
         ]
 
-    def _decode(
-        self, jobs: list[tuple[Words, Dice]], modality: Modality, sampling: Sampling, rows: int
-    ) -> list[list[Part]]:
-        """The parts of each reply, images as tokens. Replies wait for free rows and take them as others finish."""
-        wanted = Decoder.rows_for(sampling)
-        useful = min(rows, wanted * len(jobs))
-        decoder = self.decoder([prompt for prompt, _ in jobs], sampling, rows=max(useful, wanted))
-        replies: list[list[Part]] = [[] for _ in jobs]
-        waiting, running = list(enumerate(jobs)), {}
-        while waiting or not decoder.idle:
-            while waiting and decoder.free_rows >= wanted:
-                index, (prompt, dice) = waiting.pop(0)
-                reply = decoder.add(prompt, modality=modality, sampling=sampling, generator=dice.words)
-                running[reply] = index
-            for reply, event in decoder.step():
-                replies[running[reply]] += self.parts(event)
-        return replies
+    def _decoded(self, jobs: Sequence[Job], rows: int = 1) -> Generator[tuple[Job, Part]]:
+        """What the replies say as it comes, images as tokens. Closing the iterator cancels. Raises what a job raises."""
+        wanted = max((job.rows for job in jobs), default=1)
+        longest = max((len(job.prompt) + job.sampling.max_new_tokens for job in jobs), default=1)
+        engine = Engine(rows=max(min(rows, wanted * len(jobs)), wanted), capacity=longest)
+        for job in jobs:
+            engine.join(job)
+        try:
+            while not engine.idle:
+                for job, said in engine.step():
+                    if isinstance(said, RebusError):
+                        raise said
+                    if not isinstance(said, Finished):
+                        yield job, said
+        finally:
+            for job in jobs:
+                engine.leave(job)
 
     def _drawn(
         self,
@@ -160,6 +180,43 @@ class System:
             replies[r][p] = image
         return [Message("assistant", joined(reply)) for reply in replies]
 
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        report: str | os.PathLike[str] | None = None,
+        licence: str = "other",
+        dtype: torch.dtype | None = None,
+        overwrite: bool = False,
+    ) -> SavedSystem:
+        """Writes a folder that stands alone and that `load(folder)` reads, whole or not at all: safetensors of every part
+        with adapters folded in, config, text tokenizer, and a model card. `report` is a folder that `rebus eval` wrote,
+        whose figures and picture sheets go into the card; `licence` is the card's; `dtype` is what numbers are stored as
+        (None: as they are held).
+
+        Raises RebusError if there is something at `folder` and not `overwrite`, for a system that was loaded without its
+        tokenizer or language model or that `load` did not make, and for weights held in int8.
+        """
+        from rebus.system.loading import paper_module  # it imports this module
+        from rebus.system.pretrained import save_pretrained
+
+        paper, portable = paper_module(self.name, "portable", "cannot be saved to stand alone")
+        if self.config is None:
+            raise RebusError(
+                f"This system has no config that could be written beside its weights; its name is {self.name!r}. "
+                "Only what `load` returned can be saved."
+            )
+        return save_pretrained(
+            self,
+            folder,
+            portable.portable,
+            paper.__doc__ or "",
+            report=report,
+            licence=licence,
+            dtype=dtype,
+            overwrite=overwrite,
+        )
+
     # ------------------------------------------------------------------------------------------ the steps, for servers
 
     def prompts(
@@ -171,10 +228,9 @@ class System:
             documents = encode(self.tokenizer, documents, replies="understanding", generators=generators)
         return [self.grammar.serialize(d, reply=modality, template=template) for d in documents]
 
-    def decoder(self, prompts: Sequence[Words], sampling: Sampling, *, rows: int) -> Decoder:
-        """A decoder with room for these prompts and their replies."""
-        longest = max((len(prompt) for prompt in prompts), default=0)
-        return Decoder(self.lm, self.grammar, rows=rows, capacity=longest + sampling.max_new_tokens)
+    def decoder(self, *, rows: int, capacity: int) -> Decoder:
+        """A decoder of so many rows, each for a prompt and its reply of together at most `capacity` words."""
+        return Decoder(self.lm, self.grammar, rows=rows, capacity=capacity)
 
     def parts(self, event: Event) -> list[Part]:
         """What an event of the decoder says, images as tokens."""

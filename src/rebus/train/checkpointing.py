@@ -1,4 +1,4 @@
-"""Training state on disk: written whole or not at all, read without executing anything."""
+"""Files of a run: written whole or not at all. (Its checkpoints are in `dcp.py`.)"""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import io
 import json
 import os
 import pickle
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +16,6 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
-
-NAME = re.compile(r"checkpoint-(\d{8})\.pt")
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -94,39 +90,7 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: b for name, b in module.named_buffers() if name in kept}
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(p for p in folder.glob("checkpoint-*.pt") if NAME.fullmatch(p.name))
-
-
-def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the state after `step` steps and drop all but the `keep` newest checkpoints."""
-    path = folder / f"checkpoint-{step:08d}.pt"
-    write_whole(path, lambda file: torch.save(state, file))
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
-    return path
-
-
-def newest(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest state that can be read, or None where there is no checkpoint. Tensors come on the CPU.
-
-    Raises RebusError when there are checkpoints and none can be read.
-    """
-    paths = checkpoints(folder)
-    for path in reversed(paths):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            note(f"{path.name} cannot be read ({first_line(error)}); trying the one before it")
-    if paths:
-        raise RebusError(
-            f"None of the {len(paths)} checkpoints in {folder} can be read. Move them away to start from the beginning."
-        )
-    return None
-
-
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The gist of an error whose message may be long or empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 

@@ -11,6 +11,9 @@ from rebus.errors import RebusError
 from rebus.train.checkpointing import write_whole
 from rebus.train.stage import Row
 
+GATE = "gate/"
+"""What the names of figures begin with that gates measured."""
+
 
 class Reporter(Protocol):
     """What `fit` tells whoever watches."""
@@ -110,33 +113,42 @@ def figures(values: Mapping[str, float]) -> str:
 class Journal:
     """The run's `log.jsonl`, and TensorBoard files in `tensorboard/` where that package is installed.
 
-    What an unfinished run logged after the checkpoint at `step` is dropped, since it will be logged again.
+    What an unfinished run logged after the checkpoint at `step` is dropped, since it will be logged again. Of several
+    processes the first alone writes.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / "log.jsonl"
+    def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
+        self.path, self.writes = folder / "log.jsonl", writes
         kept = [r for r in read_journal(self.path) if r["step"] <= step]
         self.evals: dict[str, float] = {}
         self.evaluated: set[float] = set()
         for record in kept:
             self.remember(record)
+        self.board: Any = None
+        if not writes:
+            return
         write_whole(self.path, lambda file: file.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.board = None
+            pass
         else:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def remember(self, values: Mapping[str, float]) -> None:
-        """Note a record of evaluations, which is one without a learning rate: its step, its values as the newest."""
+        """Note a record of evaluations, which is one without a learning rate: its step, its values as the newest. What
+        gates measured is noted too, but does not stand for the evaluations."""
         if "lr" not in values:
-            self.evaluated.add(values["step"])
-            self.evals.update({name: value for name, value in values.items() if name != "step"})
+            found = {name: value for name, value in values.items() if name != "step"}
+            if not all(name.startswith(GATE) for name in found):
+                self.evaluated.add(values["step"])
+            self.evals.update(found)
 
     def record(self, values: Mapping[str, float]) -> None:
         """Append one record. Raises RebusError when the disk is full."""
         self.remember(values)
+        if not self.writes:
+            return
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(dict(values)) + "\n")

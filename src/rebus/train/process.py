@@ -37,3 +37,8 @@ def stop_signals() -> Iterator[list[str]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def seed_of(seed: int, rank: int) -> int:
+    """The seed of process `rank` of a run: the first has the run's own, so that one process alone is the first of many."""
+    return (seed + rank * 0x9E3779B97F4A7C15) % 2**63

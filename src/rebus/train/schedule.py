@@ -13,6 +13,8 @@ def rate(optim: Optim, step: int) -> float:
     """The share of the peak rate at `step` (from 0). The warm-up reaches the peak at its last step; the first step of a
     warm-up already moves (the official schedules start it at the start rate itself)."""
     warmup = optim.warmup_steps
+    if optim.schedule == "per_batch_cosine":  # SEED-X: nothing ends the fall, which turns at the end of its half wave
+        step *= optim.accumulate
     if step < warmup:
         return optim.warmup_start + (1 - optim.warmup_start) * (step + 1) / warmup
     if optim.schedule == "constant":
@@ -21,7 +23,8 @@ def rate(optim: Optim, step: int) -> float:
         progress = (step // optim.epoch_steps) * optim.epoch_steps / optim.steps
     else:
         progress = (step - warmup) / max(1, optim.steps - warmup)
-    progress = min(1.0, progress)
+    if optim.schedule != "per_batch_cosine":
+        progress = min(1.0, progress)
     fall = 1 - progress if optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * fall
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -12,9 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
+from rebus.sequence import Counts
 
 B = TypeVar("B")
 B_co = TypeVar("B_co", covariant=True)
+
+
+Evaluation = Callable[[], Iterable[tuple[str, float]]]
+"""Yields (name, value)."""
 
 
 class HasTotal(Protocol):
@@ -22,6 +28,15 @@ class HasTotal(Protocol):
 
     @property
     def total(self) -> Tensor: ...
+
+
+class Prepared(Protocol):
+    """A batch made ready: what its losses are means over, and the same batch with losses divided by something else.
+    `rebus.sequence.Collated` is one."""
+
+    @property
+    def counts(self) -> Counts: ...
+    def divided(self, over: Counts) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -66,8 +81,10 @@ class Optim:
     """linear warm-up: a number of steps (int) or a fraction of the run (float)"""
     warmup_start: float = 0.0
     """rate at the start of the warm-up, as a share of the peak"""
-    schedule: Literal["cosine", "linear", "constant", "per_epoch_cosine"] = "cosine"
-    """how the rate falls after the warm-up; per_epoch_cosine (SEED stages 1 and 2) holds it for `epoch_steps` each"""
+    schedule: Literal["cosine", "linear", "constant", "per_epoch_cosine", "per_batch_cosine"] = "cosine"
+    """how the rate falls after the warm-up; per_epoch_cosine (SEED stages 1 and 2) holds it for `epoch_steps` each;
+    per_batch_cosine (the published SEED-X) counts batches as steps, so that with `accumulate` above 1 it ends early and
+    rises again"""
     epoch_steps: int = 5000
     """steps that per_epoch_cosine calls an epoch"""
     min_lr_ratio: float = 0.0
@@ -83,7 +100,7 @@ class Optim:
     clip: float | None = 1.0
     """largest norm of the whole gradient; None does not clip"""
     accumulate: int = 1
-    """batches per optimiser step; the loss is their mean"""
+    """batches per optimiser step; the loss is the mean over all that is in them"""
     ema: float | None = None
     """decay of the average of the weights, warmed up as (1 + n) / (10 + n); None keeps no average"""
     precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
@@ -112,6 +129,57 @@ class Optim:
         return round(self.warmup * self.steps) if isinstance(self.warmup, float) else self.warmup
 
 
+@dataclass(frozen=True)
+class Margin:
+    """How far a figure may fall."""
+
+    fall: float
+    """the largest loss that is let pass, in the figure's own unit, or as a share of what it is held against"""
+    better: Literal["higher", "lower"] = "higher"
+    """which direction is good; of a perplexity `lower`"""
+    relative: bool = False
+    """whether `fall` is a share"""
+    against: Literal["best", "start"] = "best"
+    """what a figure is held against: the best of the run so far, or its value before the first step"""
+
+    def __post_init__(self) -> None:
+        if not self.fall >= 0:
+            raise RebusError(f"A margin is how far a figure may fall, but this one is {self.fall}. Give 0 or more.")
+
+    def fallen(self, before: list[float], now: float) -> float | None:
+        """What `now` is held against, if it lies too far below it; `before` are the earlier values, the oldest first.
+        What is not a number has fallen."""
+        before = [value for value in before if math.isfinite(value)]
+        if not before:
+            return None
+        held = before[0] if self.against == "start" else (max if self.better == "higher" else min)(before)
+        allowed = self.fall * (abs(held) if self.relative else 1.0) + 1e-9 * abs(held)  # 0.8 - 0.7 is not 0.1
+        loss = held - now if self.better == "higher" else now - held
+        return None if loss <= allowed else held
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A battery of measurements, and what of it must not fall."""
+
+    battery: Evaluation
+    """yields (name, value); run without gradients, in evaluation mode, on the averaged weights where there are some. What
+    it asks and draws should be the same every time"""
+    every: int
+    """steps between two measurements; one comes before the first step and one after the last, too"""
+    margins: Mapping[str, Margin]
+    """the figures that are watched; others are only logged"""
+    then: Literal["stop", "warn"] = "stop"
+    """what happens when one falls: `stop` ends the run with the last good weights, `warn` says so and goes on"""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not self.margins:
+            raise RebusError(
+                f"A gate measures every so many steps and watches something, but every={self.every} and it watches "
+                f"{len(self.margins)} figures. Give at least 1 of both."
+            )
+
+
 @dataclass
 class Stage(Generic[B]):
     """One run of training. Generic in its batch: `step` receives what `data` yields (documents, or cached features)."""
@@ -120,20 +188,26 @@ class Stage(Generic[B]):
     """what logs and error messages call it, such as `seed.stage1_qformer`"""
     module: nn.Module
     """everything the step computes with, frozen parts too; names in `trainable` are names in it"""
-    step: Callable[[Any, B], HasTotal]
-    """loss of one batch, run under autocast"""
+    step: Callable[[Any, Any], HasTotal]
+    """loss of one batch, or of what `prepare` made of it, run under autocast. Without `prepare` it is a mean over the
+    samples of the batch"""
     trainable: list[Trainable]
     """what learns at which rate"""
     data: Resumable[B]
     """where batches come from"""
     optim: Optim
     """the optimiser and its schedule"""
-    evals: list[Callable[[], Iterable[tuple[str, float]]]] = field(default_factory=list)
+    evals: list[Evaluation] = field(default_factory=list)
     """each yields (name, value); run without gradients, in evaluation mode, on the averaged weights where there are some"""
+    gates: list[Gate] = field(default_factory=list)
+    """abilities that the run must not lose"""
     config: Any = None
     """the stage's frozen dataclass, written beside the weights"""
     generators: dict[str, torch.Generator] = field(default_factory=dict)
     """generators that `step` draws from; their states are part of a checkpoint"""
+    prepare: Callable[[Any, B], Prepared] | None = None
+    """what of a step needs no gradients and no part that learns, such as turning documents into rows. It says what the
+    losses are means over, so that these are divided by the counts of all processes and accumulated batches together"""
 
 
 @dataclass(frozen=True)

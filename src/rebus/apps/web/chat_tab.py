@@ -159,7 +159,7 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
                 s,
                 system,
                 question,
-                modality=mode,
+                modality=mode,  # type: ignore[arg-type]
                 sampling=sampling_of(*given),
                 seed=seed_of(seed),
             )

@@ -47,6 +47,8 @@ class DecoderConfig:
 class DecoderBlock(nn.Module):
     """Queries look at each other, then at the codes, then think."""
 
+    entries = ("weighed",)
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         width, heads, eps = config.width, config.heads, config.eps

@@ -22,7 +22,7 @@ from rebus.data.source_batches import Source, SourceBatch, SourceBatches, read_p
 from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import InterleavedLM, Losses, losses_over
+from rebus.lm import InterleavedLM, Losses
 from rebus.papers.lavit.grammar import LavitGrammar
 from rebus.papers.lavit.language import LanguageConfig, build_language
 from rebus.papers.lavit.projectors import LavitInputProjector
@@ -30,6 +30,7 @@ from rebus.papers.lavit.reconstruction import stage_weights
 from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import LavitConfig
+from rebus.sequence import Collated, collated
 from rebus.sequence import Sequence as Words
 from rebus.system import encode
 from rebus.train import Trainable, parallel
@@ -99,13 +100,23 @@ class LanguageTraining(nn.Module):
         self.loss: LossKind = loss
         self.pack, self.generator = pack, generator
 
-    def forward(self, batch: list[Document] | SourceBatch) -> Losses:
+    def prepare(self, batch: list[Document] | SourceBatch) -> Collated:
         """Images become tokens, documents become rows; of real sources at most as long as the source says."""
         documents = batch.documents if isinstance(batch, SourceBatch) else batch
         sequences = self.sequences(documents)
         if isinstance(batch, SourceBatch):
             sequences = [cut(words, batch.source.max_length) for words in sequences]
-        return losses_over(self.lm, sequences, pack=self.pack, pad_id=self.grammar.special.pad)
+        return collated(
+            sequences,
+            pack=self.pack,
+            least=min(2, parallel.world_size()),
+            pad_id=self.grammar.special.pad,
+            device=self.lm.llm.device,
+        )
+
+    def forward(self, batch: list[Document] | SourceBatch | Collated) -> Losses:
+        """The mean over all words that are learned."""
+        return self.lm.losses(batch if isinstance(batch, Collated) else self.prepare(batch))
 
     def sequences(self, documents: Sequence[Document]) -> list[Words]:
         """Documents as words, targets and vectors."""
@@ -170,7 +181,7 @@ def begin(
 
 
 def trainable(system: LavitConfig, lr: float, row_lr: float, visual_lr: float) -> list[Trainable]:
-    """Rows of new words, the projector, and adapters or, where there are none, the whole language model."""
+    """Collated of new words, the projector, and adapters or, where there are none, the whole language model."""
     language = system.language
     adapters = isinstance(language, LanguageConfig) and language.lora_rank > 0
     return [

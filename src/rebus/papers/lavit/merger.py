@@ -69,6 +69,8 @@ def softmax_over(scores_IHNS: Tensor, allow_INS: Tensor, form: Softmax) -> Tenso
 class MergerBlock(nn.Module):
     """One block. Both attentions come in a dense form, over all patches, and the block also in a packed one."""
 
+    entries = ("packed",)
+
     def __init__(self, config: MergerConfig) -> None:
         super().__init__()
         width, heads, eps = config.width, config.heads, config.eps

@@ -39,3 +39,8 @@ class LavitInputProjector(nn.Module):
         x_INC = torch.stack([image.x_NC for image in patches]).to(weight)
         keep_IN = torch.stack([image.keep_N for image in patches]).to(weight.device)
         return self.proj(self.merger.kept(x_INC, keep_IN))
+
+    def dummy(self) -> list[Features | Patches]:
+        """Two patches of nothing, of which one is kept."""
+        x_2C = self.proj.weight.new_zeros(2, self.merger.config.width)
+        return [Patches(x_2C, torch.tensor([True, False], device=x_2C.device), "")]

@@ -68,7 +68,7 @@ class PairTraining(nn.Module):
             self.heads.temperature,
             all_image_JC=parallel.all_gather_features(image_IC, gradient=keep),
             all_text_JC=parallel.all_gather_features(text_IC, gradient=keep),
-            first=parallel.rank() * len(image_IC),
+            first=parallel.first_of(len(image_IC)),
             smoothing=self.smoothing,
         )
         similarity_II = (image_IC @ text_IC.T).detach()

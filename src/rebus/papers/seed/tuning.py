@@ -31,8 +31,8 @@ from rebus.papers.seed.language import LanguageConfig, build_language, share_cod
 from rebus.papers.seed.templates import TEMPLATES
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import SeedConfig
+from rebus.sequence import Collated, collated
 from rebus.sequence import Sequence as Words
-from rebus.sequence import collate
 from rebus.system import encode
 from rebus.train import parallel
 
@@ -54,14 +54,17 @@ class MixtureTraining(nn.Module):
         self.grammar = grammar
         self.template: TemplateName = template
 
-    def forward(self, batch: SourceBatch) -> Losses:
+    def prepare(self, batch: SourceBatch) -> Collated:
         """Images become codes (those that are codes already stay), documents become rows of at most the source's length."""
         encoded = encode(self.tokenizer, batch.documents, replies="generation")
         # of a video only the caption is learned, of an instruction the reply; of everything else every word
         loss: LossKind = "reply" if batch.source.form in ("video", "instruction") else "all"
         sequences = [self.row(document, batch.source, loss) for document in encoded]
-        rows = collate(sequences, pad_id=self.grammar.special.pad)
-        return self.lm(rows.to(self.lm.llm.device))
+        return collated(sequences, pad_id=self.grammar.special.pad, device=self.lm.llm.device)
+
+    def forward(self, batch: SourceBatch | Collated) -> Losses:
+        """The mean over all words that are learned."""
+        return self.lm.losses(batch if isinstance(batch, Collated) else self.prepare(batch))
 
     def row(self, document: Document, source: Source, loss: LossKind) -> Words:
         """A document's words, cut at the source's longest."""

@@ -13,6 +13,7 @@ refused; the image decoder's input layer keeps its bias when it is widened for a
 """
 
 from rebus.papers.seed_x.build import build, official
+from rebus.papers.seed_x.speciality import adapt, adapters
 from rebus.papers.seed_x.variants import VARIANTS, SeedXConfig
 
-__all__ = ["VARIANTS", "SeedXConfig", "build", "official"]
+__all__ = ["VARIANTS", "SeedXConfig", "adapt", "adapters", "build", "official"]

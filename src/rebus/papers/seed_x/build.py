@@ -24,6 +24,7 @@ from rebus.papers.seed_x.projectors import SeedXInputProjector, SeedXOutputProje
 from rebus.papers.seed_x.published_decoder import SdxlDetokenizer
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
 from rebus.papers.seed_x.variants import SeedXConfig
+from rebus.papers.seed_x.vision import VisionConfig
 from rebus.system import System
 
 Drawer = SdxlDetokenizer | SeedXDetokenizer
@@ -69,6 +70,7 @@ def build(
         lm=lm.eval() if lm.llm.device.type == "meta" else lm.to(device).eval(),
         tokenizer=tokenizer.to(device).eval() if tokenizer is not None and "tokenizer" in parts else None,
         detokenizer=None if detokenizer is None else detokenizer.to(device).eval(),
+        folder=None if saved is None else saved.folder,
     )
 
 
@@ -104,7 +106,8 @@ def read_tokenizer_part(
     layers = [] if shared is None else [named(shared.tensors("vision"), "vit.", TRUNK)]
     if "tokenizer" in saved.files:  # one that is the shared vision encoder has no tensors of its own
         layers.append(saved.tensors("tokenizer"))
-    load_module(tokenizer, *layers, dtype=dtype if isinstance(config.language, MergedLanguageConfig) else torch.float32)
+    released = isinstance(config.language, MergedLanguageConfig) and isinstance(config.tokenizer.vision, VisionConfig)
+    load_module(tokenizer, *layers, dtype=dtype if released else torch.float32)
     return tokenizer
 
 
@@ -161,7 +164,9 @@ def _language(
             llm = merged_language(config.language)
     else:
         llm, text = base_language(config.language, base=base, dtype=dtype, generator=generator)
-    with contextlib.nullcontext() if saved is None else without_weights():
+    # what is not wanted, beside a base that is there all the same, is small and may stay random
+    filled = saved is not None and (wanted or isinstance(config.language, MergedLanguageConfig))
+    with without_weights() if filled else contextlib.nullcontext():
         lm = assemble(config, llm, source, generator)
     if saved is not None and wanted:
         stored = saved.tensors("lm")

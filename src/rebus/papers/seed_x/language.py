@@ -9,6 +9,7 @@ Dimension key: V new words · D language-model width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 
 import torch
 
+from rebus.errors import RebusError
 from rebus.mini.llm import read_base
-from rebus.nn.new_rows import RowInit
+from rebus.nn.new_rows import RowInit, Rows
 from rebus.nn.resampler import ResamplerConfig
 from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer
@@ -108,6 +110,29 @@ def base_language(
     llm.extend(config.new_words, input_init=config.rows, output_init=config.output_rows, generator=generator)
     _adapt(llm, config.lora, generator)
     return llm, text
+
+
+@torch.no_grad()
+def smooth_locations(llm: TextModel, first: int, count: int, generator: torch.Generator, *, size: float = 1.0) -> None:
+    """Begins the rows of locations so that neighbours are alike: waves of falling size over the scale, in random directions,
+    as long as the old rows are on average times `size`, around where the rows are. From there a model learns the scale and not 224 words.
+
+    Raises RebusError for a model that has no rows of its own for new words.
+    """
+    if llm.rows is None or not isinstance(llm.rows.input, Rows) or not isinstance(llm.rows.output, Rows):
+        raise RebusError("Only a model with rows of its own for new words can begin these anew; this one has none.")
+    place_V = torch.arange(count) / max(1, count - 1)
+    number_K = torch.arange(1, 17)
+    angle_VK = math.pi * place_V[:, None] * number_K
+    waves_VK = torch.cat([angle_VK.cos() / number_K.sqrt(), angle_VK.sin() / number_K.sqrt()], dim=1)
+    old_VD = llm.base.get_input_embeddings().weight.float()
+    length = (old_VD - old_VD.mean(0)).norm(dim=1).mean()
+    for rows in (llm.rows.input, llm.rows.output):
+        ways_KD = torch.randn(waves_VK.shape[1], old_VD.shape[1], generator=generator)
+        made_VD = (waves_VK @ ways_KD).to(old_VD.device)
+        made_VD = (made_VD - made_VD.mean(0)) / (made_VD - made_VD.mean(0)).norm(dim=1).mean() * length * size
+        start = first - llm.words
+        rows.weight_VD[start : start + count] += made_VD
 
 
 def merged_language(config: MergedLanguageConfig) -> TextModel:

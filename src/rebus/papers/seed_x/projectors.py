@@ -46,6 +46,11 @@ class SeedXInputProjector(nn.Module):
         added_VD = torch.cat([self._positions(image) for image in views])
         return rearrange(x_VSD + added_VD[:, None], "v s d -> (v s) d")
 
+    def dummy(self) -> list[Features | Patches]:
+        """One view of one vector, of nothing."""
+        weight = self.resampler.proj.weight
+        return [Features(weight.new_zeros(1, 1, self.resampler.config.source_width), "", weight.new_zeros(1, 2))]
+
     def _positions(self, image: Features) -> Tensor:
         """W x D; nothing is added to views of which nobody says where they lie."""
         weight_4D = self.position_4D
@@ -95,3 +100,9 @@ class SeedXOutputProjector(nn.Module):
         if self.regression == "mse":
             return F.mse_loss(x_ISC, target_ISC)
         return (1 - F.cosine_similarity(x_ISC, target_ISC, dim=-1)).mean()
+
+    def dummy(self) -> tuple[Tensor, list[Features]]:
+        """The slots of one image, and its features: zeros."""
+        config, weight = self.resampler.config, self.resampler.proj.weight
+        target_1SC = weight.new_zeros(1, config.queries, config.width)
+        return weight.new_zeros(config.queries, config.source_width), [Features(target_1SC, self.source)]

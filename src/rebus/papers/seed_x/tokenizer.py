@@ -10,7 +10,8 @@ Dimension key: I images · V views of all images · W views of one image · N ve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import PIL.Image
 import torch
@@ -42,6 +43,9 @@ class SeedXTokenizerConfig:
     """The vision encoder."""
     grids: tuple[Grid, ...] = COMPREHENSION
     """Grids that an image to be read may be cut into, as (columns, rows); none: it is read whole, as one view."""
+    alone: Literal["twice", "once"] = "twice"
+    """How an image is read whose grid is one tile: as the tile and the whole, which look alike (the published code), or
+    as the whole alone, in half of the words."""
     pooled: int = 4
     """Neighbouring vectors of a row that are averaged into one, in an image to be drawn."""
     mean: RGB = CLIP_MEAN
@@ -135,7 +139,12 @@ class SeedXTokenizer(nn.Module):
         assert image.pixels is not None
         if not self.grids:
             return None
-        return choose_grid(image.pixels.size, self.grids, self.config.vision.trunk.image_size)
+        chosen = choose_grid(image.pixels.size, self.grids, self.config.vision.trunk.image_size)
+        return None if chosen == (1, 1) and self.config.alone == "once" else chosen
+
+    def with_grids(self, grids: tuple[Grid, ...]) -> SeedXTokenizer:
+        """The same tokenizer, whose vision encoder it shares, with other grids; none: images are read whole."""
+        return SeedXTokenizer(replace(self.config, grids=grids), source=self.source, vision=self.vision)
 
     def _features(self, cuts: Sequence[tuple[Image, Grid | None]]) -> list[Tensor]:
         """x_WNC of each image cut by its grid, on the CPU; views of several images go through the encoder together."""

@@ -58,8 +58,11 @@ EDIT_17B = replace(
 )
 """SEED-X-Edit, tuned to editing, as released."""
 
+LEARNING_17B = replace(BASE_17B, language=LanguageConfig(base="meta-llama/Llama-2-13b-chat-hf", lora=LoraConfig()))
+"""SEED-X as its pre-training begins: a language model with rows for new words and adapters."""
+
 MINI = SeedXConfig(
-    tokenizer=SeedXTokenizerConfig(vision=PatchVisionConfig(MINI_VIT), mean=HALF, std=HALF),
+    tokenizer=SeedXTokenizerConfig(vision=PatchVisionConfig(MINI_VIT), alone="once", mean=HALF, std=HALF),
     projectors=ProjectorsConfig(
         into=ResamplerConfig(grid=4, width=576, heads=9, source_width=192),
         out_of=ResamplerConfig(grid=4, width=192, heads=4, source_width=576),

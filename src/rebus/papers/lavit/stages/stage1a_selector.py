@@ -6,7 +6,7 @@ order (in their public answers), since a codebook over vectors that still move c
 images of LAION-400M for both phases together, on 64 A100.
 
     rebus train lavit.stage1a_selector --config mini --work state
-    rebus train lavit.stage1a_selector --config paper --data pairs/ --vision eva_vitg_psz14.bin
+    rebus train lavit.stage1a_selector --config paper --work state --data pairs/ --vision eva_vitg_psz14.bin
 
 With `--data`, a folder of tar shards of pictures with or without captions, it is trained on these.
 

@@ -5,7 +5,7 @@ selector stays as the first phase left it. The authors report a reconstruction l
 others who tried saw most codes unused, so rows that nothing hits are moved onto data here.
 
     rebus train lavit.stage1b_codebook --config mini --work state
-    rebus train lavit.stage1b_codebook --config paper --data pairs/ --vision eva_vitg_psz14.bin
+    rebus train lavit.stage1b_codebook --config paper --work state --data pairs/ --vision eva_vitg_psz14.bin
 
 With `--data`, a folder of tar shards of pictures with or without captions, it is trained on these.
 

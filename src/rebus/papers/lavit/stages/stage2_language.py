@@ -8,7 +8,7 @@ The mini begins the rows of codes from the words that describe the pictures in w
 the whole model, and learns replies alone: with ten thousand documents nothing else would be learned.
 
     rebus train lavit.stage2_language --config mini --work state
-    rebus train lavit.stage2_language --config paper --data sets.json --tokenizer weights/lavit --base llama-7b
+    rebus train lavit.stage2_language --config paper --work state --data sets.json --tokenizer lavit --base llama
 
 With `--data`, a JSON file that says where each set of the table in `language_training.py` lies, it is trained on these.
 
@@ -30,6 +30,7 @@ from rebus.data.emoji import EmojiDocuments
 from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
 from rebus.errors import RebusError
+from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind
 from rebus.mini.frozen import Frozen
 from rebus.nn.caption_rows import rows_from_captions
@@ -49,9 +50,13 @@ from rebus.papers.lavit.language_training import (
 from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
-from rebus.train import Optim, Stage
+from rebus.system import System
+from rebus.train import Optim, Stage, parallel
 
 NAME = "lavit.stage2_language"
+
+WATCHED = {"caption": "caption", "draw": "draw"}
+"""Kinds of documents that are asked where gates watch."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class Config:
         )
     )
     """Optimiser and schedule, Video-LaVIT's."""
+    gates: GateConfig = field(default_factory=GateConfig)
+    """Embedded data only: what the run must not lose."""
     seed: int = 42
     """Order of the documents and initial weights."""
 
@@ -143,7 +150,8 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
         data=mixture(data, PRETRAIN, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -191,13 +199,16 @@ def stage(
                 mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
                 yield f"{split}/{kind}", module([mix[i] for i in range(48)]).text.item()
 
+    system = System(module.grammar, module.lm, module.tokenizer)
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
+        gates=ability_gates(config.gates, system, pictures, WATCHED, template="plain"),
         optim=config.optim,
         config=config,
         generators={"patches": generator},

@@ -5,7 +5,7 @@ The paper fine-tunes the UNet of Stable Diffusion 1.5 for 20,000 steps on the to
 decoder begins with SDXL in the same way. The mini fine-tunes the mini base denoiser, and the draft that stage 1 began.
 
     rebus train lavit.stage3_pixels --config mini --work state
-    rebus train lavit.stage3_pixels --config paper --data pairs/ --vision eva_vitg_psz14.bin --pixels stable-diffusion-v1-5
+    rebus train lavit.stage3_pixels --config paper --work state --data pairs --vision eva_vitg_psz14.bin --pixels sd15
 
 With `--data`, a folder of tar shards of pictures, it is trained on these, from stage 1's weights under `--work`; `--pixels`
 is a diffusers folder (`--config highres`: of SDXL).

@@ -4,7 +4,7 @@ Video-LaVIT's (2402.03161), whose loss falls on replies alone and whose images g
 Goes on from stage 2. The mini learns to chat, in the template that its base model was published with.
 
     rebus train lavit.stage4_instruct --config mini --work state
-    rebus train lavit.stage4_instruct --config paper --data sets.json --tokenizer weights/lavit --base llama-7b
+    rebus train lavit.stage4_instruct --config paper --work state --data sets.json --tokenizer lavit --base llama
 
 With `--data`, a JSON file that says where LLaVA's instructions lie, it is trained on these.
 
@@ -23,6 +23,7 @@ from rebus.data.emoji import INSTRUCT as EMBEDDED
 from rebus.data.emoji import EmojiDocuments
 from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
+from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language import LanguageConfig
@@ -40,9 +41,13 @@ from rebus.papers.lavit.stages import stage2_language
 from rebus.papers.lavit.stages.stage2_language import recorded, saved_tokenizer
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
-from rebus.train import Optim, Stage
+from rebus.system import System
+from rebus.train import Optim, Stage, parallel
 
 NAME = "lavit.stage4_instruct"
+
+WATCHED = {"caption": "describe", "draw": "request"}
+"""Kinds of documents that are asked where gates watch."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Config:
         default_factory=lambda: Optim(steps=5200, warmup=0.03, betas=(0.9, 0.95), eps=1e-6, clip=1.0, accumulate=8)
     )
     """Optimiser and schedule."""
+    gates: GateConfig = field(default_factory=GateConfig)
+    """Embedded data only: what the run must not lose."""
     seed: int = 42
     """Order of the documents."""
 
@@ -106,7 +113,8 @@ def stage(
         return Stage(
             name=NAME,
             module=module,
-            step=lambda module, batch: module(batch),
+            step=lambda module, rows: module(rows),
+            prepare=lambda module, batch: module.prepare(batch),
             trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
             data=mixture(data, INSTRUCT, batch=config.source_batch, seed=config.seed),
             optim=config.optim,
@@ -123,13 +131,16 @@ def stage(
                 mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
                 yield f"{split}/{kind}", module([mix[i] for i in range(32)]).text.item()
 
+    system = System(module.grammar, module.lm, module.tokenizer)
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=trainable(config.system, config.lr, config.row_lr, config.visual_lr),
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
+        gates=ability_gates(config.gates, system, pictures, WATCHED, template="chat"),
         optim=config.optim,
         config=config,
         generators={"patches": generator},

@@ -6,7 +6,7 @@ picture looks like; it is trained from nothing against frozen sentence vectors, 
 (not yet rounded to a codebook) it must also rebuild the image embedding.
 
     rebus train seed.stage1_qformer --config mini --work state
-    rebus train seed.stage1_qformer --config paper --data pairs --vision eva_vit_g.pth --blip2 blip2.pth --bert bert
+    rebus train seed.stage1_qformer --config paper --work state --data pairs --vision eva.pth --blip2 b.pth --bert bert
 
 With `--data`, a folder of tar shards of pictures and captions, it is trained on these, and BERT's text half with it.
 

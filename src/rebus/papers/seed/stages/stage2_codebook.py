@@ -6,7 +6,7 @@ Vision encoder and Q-Former are frozen. The codes must give back the image embed
 
     rebus train seed.stage2_codebook --config mini --work state
     rebus train seed.stage2_codebook --config v1-mini --work state/v1 --out state/v1/seed.stage2_codebook
-    rebus train seed.stage2_codebook --config paper --data pairs/ --vision eva_vit_g.pth --clip CLIP-ViT-H-14-laion2B/
+    rebus train seed.stage2_codebook --config paper --work state --data pairs --vision eva_vit_g.pth --clip clip-vit-h
 
 With `--data`, a folder of tar shards of pictures and captions, it is trained on these; `--clip` is the image encoder whose
 embeddings are to come back, `--prompts` a diffusers folder whose text states are (SEED v1, or with a `text_weight`).

@@ -9,7 +9,7 @@ rows are one linear layer of the codebook, that layer begins as the one that com
 
     rebus train seed.stage3_pretrain --config mini --work state
     rebus train seed.stage3_pretrain --config v1-mini --work state/v1 --out state/v1/seed.stage3_pretrain
-    rebus train seed.stage3_pretrain --config paper --data sets.json --tokenizer weights/seed --base vicuna
+    rebus train seed.stage3_pretrain --config paper --work state --data sets.json --tokenizer weights/seed --base vicuna
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these.
 
@@ -32,8 +32,9 @@ from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
 from rebus.document import Document
 from rebus.errors import RebusError
+from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import InterleavedLM, Losses, losses_over
+from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.new_rows import CodebookRows, Rows
@@ -44,8 +45,12 @@ from rebus.papers.seed.mixture import PRETRAIN as SOURCES
 from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, V1_MINI, SeedConfig
-from rebus.system import encode
-from rebus.train import Optim, Stage, Trainable
+from rebus.sequence import Collated, collated
+from rebus.system import System, encode
+from rebus.train import Optim, Stage, Trainable, parallel
+
+WATCHED = {"caption": "caption", "draw": "draw"}
+"""Kinds of documents that are asked where gates watch."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Config:
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the frozen base model. Rows and adapters that learn are float32 in both."""
+    """Number format of the frozen base model. Collated and adapters that learn are float32 in both."""
     lr: float = 1.5e-4
     """Peak learning rate of the adapters."""
     row_lr: float = 1.5e-4
@@ -90,6 +95,8 @@ class Config:
         )
     )
     """Optimiser and schedule."""
+    gates: GateConfig = field(default_factory=GateConfig)
+    """Embedded data only: what the run must not lose."""
     seed: int = 42
     """Order of the documents and initial weights."""
 
@@ -147,11 +154,21 @@ class LanguageTraining(nn.Module):
         self.loss: LossKind = loss
         self.pack = pack
 
-    def forward(self, documents: list[Document]) -> Losses:
-        """Images become codes, documents become sequences, sequences a batch."""
+    def prepare(self, documents: list[Document]) -> Collated:
+        """Images become codes, documents become sequences, sequences rows."""
         encoded = encode(self.tokenizer, documents, replies="generation")
         sequences = [self.grammar.serialize(d, template=self.template, loss=self.loss) for d in encoded]
-        return losses_over(self.lm, sequences, pack=self.pack, pad_id=self.grammar.special.pad)
+        return collated(
+            sequences,
+            pack=self.pack,
+            least=min(2, parallel.world_size()),
+            pad_id=self.grammar.special.pad,
+            device=self.lm.llm.device,
+        )
+
+    def forward(self, batch: list[Document] | Collated) -> Losses:
+        """The mean over all words that are learned."""
+        return self.lm.losses(batch if isinstance(batch, Collated) else self.prepare(batch))
 
 
 def training(
@@ -185,7 +202,8 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
     return Stage(
         name="seed.stage3_pretrain",
         module=tuning.fresh(given, "plain"),
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=trainable(config),
         data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -229,13 +247,16 @@ def stage(
                 mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
                 yield f"{split}/{kind}", module([mix[i] for i in range(48)]).text.item()
 
+    system = System(module.grammar, module.lm, module.tokenizer)
     return Stage(
         name="seed.stage3_pretrain",
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=trainable(config),
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
+        gates=ability_gates(config.gates, system, pictures, WATCHED, template=config.template),
         optim=config.optim,
         config=config,
     )

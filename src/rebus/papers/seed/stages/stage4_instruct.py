@@ -4,7 +4,7 @@ LoRA on the model of stage 3, loss on the replies alone. The paper: 18 sets of i
 The mini goes on with stage 3's adapters, in the chat template that its base model was published with.
 
     rebus train seed.stage4_instruct --config mini --work state
-    rebus train seed.stage4_instruct --config paper --data sets.json --tokenizer weights/seed --base vicuna
+    rebus train seed.stage4_instruct --config paper --work state --data sets.json --tokenizer weights/seed --base vicuna
 
 With `--data`, a JSON file that says where each set of the table in `mixture.py` lies, it is trained on these: stage 3's
 model, merged and where that was done tuned in full, with new adapters.
@@ -24,12 +24,17 @@ import torch
 from rebus.data.emoji import INSTRUCT, EmojiDocuments
 from rebus.data.loader import Loader
 from rebus.data.pictures import load_pictures
+from rebus.evals.battery import GateConfig, ability_gates
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
 from rebus.papers.seed.stages.stage3_pretrain import language_weights, training
 from rebus.papers.seed.variants import MINI, SeedConfig
-from rebus.train import Optim, Stage, Trainable
+from rebus.system import System
+from rebus.train import Optim, Stage, Trainable, parallel
+
+WATCHED = {"caption": "describe", "draw": "request"}
+"""Kinds of documents that are asked where gates watch."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Config:
         )
     )
     """Optimiser and schedule."""
+    gates: GateConfig = field(default_factory=GateConfig)
+    """Embedded data only: what the run must not lose."""
     seed: int = 42
     """Order of the documents."""
 
@@ -89,7 +96,8 @@ def on_mixture(config: Config, work: Path, data: Path, tokenizer: Path | None, b
     return Stage(
         name="seed.stage4_instruct",
         module=module,
-        step=lambda module, batch: module(batch),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, batch: module.prepare(batch),
         trainable=[Trainable(pattern, config.lr) for pattern in patterns],
         data=tuning.batches(given, SOURCES, batch=config.source_batch, seed=config.seed),
         optim=config.optim,
@@ -121,13 +129,16 @@ def stage(
                 mix = EmojiDocuments(pictures, split=split, seed=1, mix={kind: 1.0})
                 yield f"{split}/{kind}", module([mix[i] for i in range(32)]).text.item()
 
+    system = System(module.grammar, module.lm, module.tokenizer)
     return Stage(
         name="seed.stage4_instruct",
         module=module,
-        step=lambda module, documents: module(documents),
+        step=lambda module, rows: module(rows),
+        prepare=lambda module, documents: module.prepare(documents),
         trainable=[Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)],
-        data=Loader(documents, config.batch),
+        data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
+        gates=ability_gates(config.gates, system, pictures, WATCHED, template="chat"),
         optim=config.optim,
         config=config,
     )

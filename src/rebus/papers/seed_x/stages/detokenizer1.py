@@ -5,7 +5,7 @@ The paper trains the adapter and the keys and values of SDXL's UNet, all of its 
 Unsplash and LAION-COCO. The mini does the same on the mini base denoiser and the bank, with the draft of the mini family.
 
     rebus train seed_x.detokenizer1 --config mini --work state
-    rebus train seed_x.detokenizer1 --config paper --data pairs/ --vision qwen_vit_G.pt --pixels stable-diffusion-xl-base-1.0
+    rebus train seed_x.detokenizer1 --config paper --work state --data pairs --vision qwen_vit_G.pt --pixels sdxl
 
 With `--data`, pictures in any form that `data/sources.py` reads, it is trained on these; `--pixels` is SDXL in the layout of
 diffusers.

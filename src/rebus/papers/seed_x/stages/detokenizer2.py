@@ -5,7 +5,7 @@ seen, mixed with pure pictures, for which these channels are zero, so that one n
 MagicBrush's and its own; the mini's are made from the embedded pictures (`data/edits.py`).
 
     rebus train seed_x.detokenizer2 --config mini --work state
-    rebus train seed_x.detokenizer2 --config paper --data pairs/ --edits edits/ --vision qwen_vit_G.pt --pixels sdxl/
+    rebus train seed_x.detokenizer2 --config paper --work state --data pairs --edits edit --vision qwen.pt --pixels sdxl
 
 With `--data` and `--edits`, in any form that `data/sources.py` reads, it is trained on these from the first stage's weights
 under `--work`; an edit is a document whose first picture is the source and whose last the target.

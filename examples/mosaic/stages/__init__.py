@@ -1,0 +1,1 @@
+"""The stages that train Mosaic, in the order of its paper."""

@@ -2,7 +2,8 @@
 #
 #   make demo    a conversation with a trained model, in the terminal and as demo/index.html
 #   make web     the page: talk with the models, look into their tokens (make web WEB='--port 8000' for its options)
-#   make test    the tests; those in a browser need Chromium (apt install chromium) and the model that make demo fetches
+#   make test    the tests
+#   make browser the tests of the page, in Chromium (apt install chromium) and with the model that make demo fetches
 #   make lint    style, formatting and types
 #   make docs    the documentation, in site/
 #   make venv    only the environment, in .venv
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo web test lint docs
+.PHONY: help venv demo web test browser lint docs
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,6 +49,10 @@ $(WEB_STAMP): pyproject.toml constraints.txt
 
 web: $(WEB_STAMP)
 	@$(WEB_VENV)/bin/rebus web $(WEB)
+
+browser: $(WEB_STAMP)
+	@$(WEB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEB_VENV)/constraints.txt pytest playwright
+	@$(WEB_VENV)/bin/python -m pytest -q tests/apps/test_web_page.py tests/apps/test_inspecting.py
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q

@@ -324,6 +324,6 @@ def _about(models: Models) -> str:
             else transcript.safe(one.says)
         )
         + "</li>"
-        for one in models.offers
+        for one in sorted(models.offers, key=lambda one: not one.ready)
     ]
     return f"<ul class='offers'>{''.join(lines)}</ul>"

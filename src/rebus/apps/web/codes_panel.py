@@ -29,7 +29,7 @@ def build_codes(models: Models, picture: Any) -> Panel:
         shown = gr.HTML("", elem_id="codes-shown")
         chips = gr.Radio([], label="Codes: choose one to change it", elem_id="chips", elem_classes="chips")
         with gr.Row():
-            code = gr.Slider(0, 1, 0, step=1, label="The chosen code", elem_id="code", scale=4)
+            code = gr.Slider(0, 1, 0, step=1, label="The chosen code", elem_id="code", scale=4, min_width=280)
             reset = gr.Button("Undo all changes", size="sm", scale=1, min_width=140)
     with gr.Accordion("Between two pictures", open=False, visible=bool(name)):
         with gr.Row():

@@ -52,7 +52,8 @@ def web(
         from rebus.apps.web.page import build_page, launch
     except ModuleNotFoundError as error:
         raise RebusError(
-            f"The page needs the package {error.name}, which is not installed. Install it: pip install 'rebus-lm[demo]'"
+            f"The page needs the package {error.name}, which is not installed. Install it: pip install 'rebus-lm[demo]', "
+            "or in a clone of the repository: make web"
         ) from None
     with tempfile.TemporaryDirectory(prefix="rebus-web-") as folder:
         page = build_page(models, examples=examples, folder=Path(folder))

@@ -322,7 +322,7 @@ MACHINE_PATH = re.compile(
     + r")\b/?"
 )
 TEXT_ENDINGS = {".py", ".md", ".toml", ".sh", ".txt", ".yml", ".html", ""}
-SKIPPED_FOLDERS = {".git", ".venv", "state", "demo", "build", "dist", "site", "__pycache__"}
+SKIPPED_FOLDERS = {".git", ".venv", ".hypothesis", "state", "demo", "build", "dist", "site", "__pycache__"}
 
 
 def no_machine_paths(path: str, text: str) -> Iterator[str]:

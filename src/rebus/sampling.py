@@ -135,7 +135,7 @@ def pick(
         scores_A, order = scores_A.sort(descending=True)
         words_A = words_A[order]
         before_A = scores_A.softmax(-1).cumsum(-1) - scores_A.softmax(-1)
-        kept = int((before_A < top_p).sum())  # the likeliest word always stays
+        kept = max(int((before_A < top_p).sum()), 1)  # the likeliest word stays, also where top_p is none in float32
         scores_A, words_A = scores_A[:kept], words_A[:kept]
     drawn = torch.multinomial(scores_A.softmax(-1).to(generator.device), 1, generator=generator)
     return int(words_A[int(drawn)])

@@ -47,6 +47,7 @@ def test_temperature_top_k_and_top_p():
     torch.testing.assert_close(hot, (scores_V / 2).softmax(-1), atol=0.04, rtol=0)
     assert set(drawn(top_k=2)) == {0, 1} and set(drawn(top_k=99)) == {0, 1, 2, 3}
     assert set(drawn(top_p=0.5)) == {0} and set(drawn(top_p=0.51)) == {0, 1} and set(drawn(top_p=1e-9)) == {0}
+    assert set(drawn(top_p=5e-324)) == {0}  # which is nothing in float32
     assert pick(scores_V, 0.0, None, 1.0, None) == 0
     with pytest.raises(RebusError, match="no generator was given"):
         pick(scores_V, 1.0, None, 1.0, None)

@@ -34,8 +34,8 @@ def deployment(
     def build() -> Any:
         from rebus.apps.server.app import create_app  # in the copy, where the threads have to live
 
-        # a console of its own: that of the module cannot be sent to another process
-        return create_app(load_named(models, Console(stderr=True, highlight=False), device, safety), config)
+        console = Console(stderr=True, highlight=False)  # one that is shared would have to travel with the function
+        return create_app(load_named(models, console, device, safety), config)
 
     import torch
 

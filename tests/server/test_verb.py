@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import openai
 import pytest
+from rich.console import Console
 from tests.serving import QUICK, ask
 
 from rebus.apps import cli
+from rebus.apps.server import loading
 from rebus.apps.server.loading import Named, named
 from rebus.apps.server.settings import ServerConfig
 from rebus.apps.server.verb import KEYS, configured, listening
@@ -86,3 +89,19 @@ def test_a_copy_on_ray_serve_answers_as_the_server_does():
             client.with_options(api_key="another").models.list()
     finally:
         stop()
+
+
+def test_adapters_share_the_weights_of_their_base(monkeypatch):
+    calls = []
+
+    class Base:
+        def with_adapter(self, folder):
+            calls.append(folder)
+            return folder
+
+    base = Base()
+    monkeypatch.setattr(loading, "load_system", lambda name, *args, **options: calls.append(name) or base)
+    models = named(["seed_x:mini"], ["seed_x:mini+edit=adapters/edit"])
+    found = loading.load_named(models, Console(), "cpu")
+    assert found == {"seed_x:mini": base, "seed_x:mini+edit": Path("adapters/edit")}
+    assert calls == ["seed_x:mini", Path("adapters/edit")]

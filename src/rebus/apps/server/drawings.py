@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from rebus.apps.server.chat import all_of, give_up, merged
 from rebus.apps.server.errors import RESPONSES, ApiError, invalid
-from rebus.apps.server.models import Models, can_edit, check_size, new_seed
+from rebus.apps.server.models import Models, check_size, new_seed
 from rebus.apps.server.outgoing import EventStream, FileFormat, Frames, Previews, base64_of, data_url, unless_gone
 from rebus.apps.server.schema import Count, Settings
 from rebus.apps.server.schema import Previews as PreviewCount
@@ -100,7 +100,7 @@ def drawing_routes(models: Models) -> APIRouter:
     @router.post("/v1/images/edits", summary="Change a picture as words say", openapi_extra=FORM)
     async def images_edits(request: Request) -> Any:
         asked, files = await _form(request, models)
-        if not can_edit(models.system(asked.model)):
+        if not models.system(asked.model).edits:
             raise ApiError(
                 400,
                 f"{asked.model} draws every picture anew and does not see the one that is to be changed. "

@@ -55,11 +55,14 @@ def named(systems: Sequence[str], adapters: Sequence[str]) -> list[Named]:
 
 
 def load_named(models: Sequence[Named], console: Console, device: str, safety: Path | None = None) -> dict[str, System]:
-    """The systems, loaded, by the names that requests call them by; `safety` is the folder of a checker that looks at all
-    that they draw."""
+    """The systems, loaded, by the names that requests call them by; adapters share the weights of their base. `safety` is
+    the folder of a checker that looks at all that they draw."""
     systems: dict[str, System] = {}
     for one in models:
-        weights = None if one.weights is None else Path(one.weights)
-        systems[one.name] = load_system(one.system, console, weights=weights, adapter=one.adapter, device=device)
-        check_drawings(systems[one.name], safety)
+        if one.adapter is None:
+            weights = None if one.weights is None else Path(one.weights)
+            systems[one.name] = load_system(one.system, console, weights=weights, device=device)
+            check_drawings(systems[one.name], safety)
+        else:  # its base stands before it, and draws for it too
+            systems[one.name] = systems[one.system].with_adapter(Path(one.adapter))
     return systems

@@ -17,7 +17,7 @@ from rebus.document import Document
 from rebus.grammar import Modality
 from rebus.sampling import Sampling
 from rebus.system import System
-from rebus.visual import Editor, ImageSampling
+from rebus.visual import ImageSampling
 
 
 class Models:
@@ -76,7 +76,7 @@ class Models:
             "owned_by": "rebus",
             "context": min(self.config.context, system.lm.llm.max_length),
             "modalities": {"input": ["text"] if system.tokenizer is None else ["text", "image"], "output": outputs},
-            "edits": can_edit(system),
+            "edits": system.edits,
         }
 
     def check(self, name: str, document: Document, modality: Modality, sampling: Sampling, count: int) -> System:
@@ -126,11 +126,6 @@ def check_size(size: tuple[int, int], config: ServerConfig, param: str) -> None:
             code="invalid_value",
             param=param,
         )
-
-
-def can_edit(system: System) -> bool:
-    """Does it keep what a picture shows that is to be changed?"""
-    return isinstance(system.detokenizer, Editor) and system.detokenizer.edits
 
 
 def new_seed() -> int:

@@ -14,7 +14,7 @@ from rebus.apps.server.chat import give_up
 from rebus.apps.server.errors import RESPONSES, ApiError
 from rebus.apps.server.gate import OWNER
 from rebus.apps.server.incoming import bytes_of_base64, document_of
-from rebus.apps.server.models import Models, can_edit, check_size, new_seed
+from rebus.apps.server.models import Models, check_size, new_seed
 from rebus.apps.server.outgoing import EventStream, Frames, Previews, base64_of, new_id, unless_gone
 from rebus.apps.server.response_schema import DrawnBefore, InputImage, InputMessage, ResponseRequest, WrittenText
 from rebus.apps.server.shelf import Kept, Shelf
@@ -97,7 +97,7 @@ class Turn:
         async def prepare() -> Order:
             self.document = await self._document()
             system = models.check(asked.model, self.document, asked.modality, sampling, 1)
-            if asked.tool.action == "edit" and not (can_edit(system) and last_picture(self.document)):
+            if asked.tool.action == "edit" and not (system.edits and last_picture(self.document)):
                 raise ApiError(
                     400,
                     f"There is nothing to edit: either the conversation has no picture, or {asked.model} draws every "

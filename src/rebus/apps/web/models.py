@@ -110,9 +110,10 @@ class Models:
                 f"This page has no adapter {adapter!r:.80}. Choose of {', '.join(self.adapters) or 'none'}."
             )
         with self._lock:
-            if (name, adapter) not in self._loaded:
-                folder = self.adapters[adapter] if adapter else None
-                model = load_system(name, self._console, weights=self._weights, adapter=folder, device=self._device)
-                check_drawings(model, self._safety)
-                self._loaded[name, adapter] = model
+            if (name, "") not in self._loaded:
+                base = load_system(name, self._console, weights=self._weights, device=self._device)
+                check_drawings(base, self._safety)
+                self._loaded[name, ""] = base
+            if (name, adapter) not in self._loaded:  # an adapter shares the weights of its base, and its image decoder
+                self._loaded[name, adapter] = self._loaded[name, ""].with_adapter(self.adapters[adapter])
             return self._loaded[name, adapter]

@@ -51,7 +51,7 @@ web: $(WEB_STAMP)
 	@$(WEB_VENV)/bin/rebus web $(WEB)
 
 browser: $(WEB_STAMP)
-	@$(WEB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEB_VENV)/constraints.txt pytest playwright
+	@$(WEB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(WEB_VENV)/constraints.txt -e '.[demo,train]' pytest playwright
 	@$(WEB_VENV)/bin/python -m pytest -q tests/apps/test_web_page.py tests/apps/test_inspecting.py
 
 test: $(STAMP)

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# seed:v1-mini, SEED v1 on the parts that all minis share. It goes on from seed:mini's stage 1, which does not depend on what
-# codes give back; what it trains itself lies in a work folder of its own, in which the shared parts are links. Every step
-# goes on where it was stopped, so running this again is safe. Stage 1 and the shared parts are trained only where they are
-# not there yet; `rebus unpack mini --work WORK` and `rebus unpack seed:mini --work WORK` write the embedded ones.
+# seed:v1-mini, SEED v1 on the parts that all minis share. What it trains itself lies in a work folder of its own, in which
+# the shared parts are links. Every step goes on where it was stopped, so running this again is safe. The shared parts are
+# trained only where they are not there yet; `rebus unpack mini --work WORK` writes the embedded ones.
 #
 #     runs/seed_v1_mini.sh [WORK of the shared parts] [own WORK]
 set -euo pipefail
@@ -17,7 +16,7 @@ train() {
 
 "$rebus" data emoji -o "$shared/emoji"
 
-parts=(mini.vae mini.vision mini.denoiser seed.stage1_qformer)
+parts=(mini.vae mini.vision mini.denoiser)
 for part in "${parts[@]}"; do
   # weights without a checkpoint beside them were unpacked: there is nothing to go on with
   if [ ! -f "$shared/$part/weights.safetensors" ] || compgen -G "$shared/$part/checkpoint-*" > /dev/null; then
@@ -40,6 +39,7 @@ for array in latents tokens embeddings captions; do
 done
 
 # codes that give back patch features; then pictures from these; then a language model that reads codes by a linear layer
+train "$work" seed.stage1_qformer v1-mini
 train "$work" seed.stage2_codebook v1-mini
 train "$work" seed.detokenizer v1-mini
 train "$work" seed.stage3_pretrain v1-mini

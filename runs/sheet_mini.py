@@ -17,8 +17,9 @@ import torch
 
 from rebus.mini.denoiser import load_denoiser, psnr
 from rebus.mini.frozen import Frozen
+from rebus.papers.seed.bank import bank_codes, read_vision
 from rebus.papers.seed.detokenizer import SeedDetokenizer, SeedDetokenizerConfig
-from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
+from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
 from rebus.papers.seed.variants import MINI_TOKENIZER
 from rebus.train.packing import gather
 from rebus.visual import Codes, ImageSampling
@@ -31,7 +32,7 @@ def main(work: Path, output: Path) -> None:
     data = Frozen(work)
     weights = [work / f"seed.{name}" / "weights.safetensors" for name in ("stage1_qformer", "stage2_codebook")]
     tokenizer = load_tokenizer(MINI_TOKENIZER, *weights).eval()
-    tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
+    read_vision(tokenizer, data.vision)
     model = SeedDetokenizer(SeedDetokenizerConfig(), tokenizer).eval()
     model.codec.load_state_dict(data.codec.state_dict())
     chosen = np.linspace(0, len(data.bank("val")) - 1, SHOWN).astype(int)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
-from rebus.train import Layout, Losses, Optim, Stage, Trainable, fit, log, parallel
+from rebus.train import Gate, Layout, Losses, Margin, Optim, Stage, Trainable, fit, log, parallel
 
 MODULES = ["tests.parallel_runs", "rebus.apps.training", "rebus.papers.seed.stages.stage3_pretrain", "tests.seed_pairs"]
 
@@ -221,6 +221,25 @@ def train_line(folder: Path, layout: Layout, trouble: str = "", **options: Any) 
 
         stage.step = spoiled
     return fit(stage, folder, device="cpu", log_every=2, save_every=2, keep=9, layout=layout)
+
+
+def train_watched(folder: Path, layout: Layout) -> Any:
+    """A training of the line whose ability falls between its second and its fourth step; and what its weights are then."""
+    stage = line(steps=6)
+    figures = iter((0.9, 0.8, 0.1))
+
+    def battery() -> Any:
+        stage.module(torch.ones(2, 3))  # asks the weights, of which a process may hold only a part
+        yield "able", next(figures)
+
+    stage.gates = [Gate(battery, every=2, margins={"able": Margin(0.3)})]
+    result = fit(stage, folder, device="cpu", log_every=2, save_every=2, keep=9, layout=layout)
+    return result.step, result.fell, {name: whole(x) for name, x in stage.module.state_dict().items()}
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor that processes share, as one."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def refusing(step: int) -> None:

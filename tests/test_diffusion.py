@@ -117,3 +117,14 @@ def test_the_codec_standardises_what_it_was_measured_on() -> None:
 def test_the_draft_has_the_shape_of_the_latent() -> None:
     draft = DraftDecoder(DraftConfig(vector_width=12, latent_channels=4, start=4, widths=(16, 16, 8)))
     assert draft(torch.randn(3, 12)).shape == (3, 4, 16, 16)
+
+
+def test_a_draft_that_is_fitted_reads_what_is_linear_and_convolutions_begin_as_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draft = DraftDecoder(DraftConfig(vector_width=12, latent_channels=4, start=4, widths=(16, 8), linear=True))
+    vectors = torch.randn(400, 12, generator=generator)
+    latents = (vectors @ torch.randn(12, 256, generator=generator) + 2).view(400, 4, 8, 8)
+    draft.fit_linear(vectors, latents, ridge=1e-6)
+    torch.testing.assert_close(draft(vectors), latents, atol=1e-2, rtol=0)
+    with pytest.raises(ValueError, match="no linear reading"):
+        DraftDecoder(DraftConfig(vector_width=12, widths=(16, 8))).fit_linear(vectors, latents)

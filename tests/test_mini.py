@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from rebus.document import Document, assistant, user
 from rebus.mini.bank import IndexBatches, cached, in_batches
 from rebus.mini.llm import _half_split
-from rebus.mini.vision import CONFIGS, VisionTraining
+from rebus.mini.replay import WithReplies, base_replies, prompts, whole
+from rebus.mini.vision import CONFIGS, Components, MiniVision
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.text_tokenizer import ByteTokenizer
 
@@ -56,15 +60,31 @@ def test_rotary_halves_are_put_back_in_order() -> None:
     np.testing.assert_array_equal(_half_split(theirs, heads), ours)
 
 
-def test_the_embedding_of_mini_vit_is_standardised_and_knows_places() -> None:
+def test_the_embedding_of_mini_vit_has_components_and_a_vector_of_meaning_and_knows_places() -> None:
     torch.manual_seed(0)
-    vision = VisionTraining(CONFIGS["mini"], text_width=8).vision.eval()
+    config = CONFIGS["mini"].vision
+    vision = MiniVision(config).eval()
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         _, embedding = vision(torch.cat([pixels, pixels.flip(-1)]))
-    torch.testing.assert_close(embedding.mean(1), torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(embedding.var(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
-    assert (embedding[0] - embedding[2]).abs().max() > 0.05  # a mirrored picture is another picture
+    assert embedding.shape == (4, config.components + config.meaning)
+    meaning = embedding[:, config.components :]
+    torch.testing.assert_close(meaning.square().mean(1).sqrt(), torch.full((4,), config.meaning_gain))
+    for half in (embedding[:, : config.components], meaning):
+        assert (half[0] - half[2]).abs().max() > 0.05  # a mirrored picture is another picture
+
+
+def test_principal_components_count_as_they_do_in_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    pixels = torch.randn(200, 6, generator=generator) @ torch.randn(6, 27, generator=generator)
+    components = Components(pixels + 3, 6)
+    looks = components((pixels + 3).view(200, 3, 3, 3))
+    torch.testing.assert_close(looks.square().mean(), torch.tensor(1.0), atol=1e-2, rtol=0)
+    torch.testing.assert_close(components.picture(looks), pixels + 3, atol=1e-3, rtol=0)
+    moved = looks + torch.randn(looks.shape, generator=generator)
+    in_pixels = (components.picture(moved) - components.picture(looks)).square().sum()
+    torch.testing.assert_close(in_pixels, (moved - looks).square().sum() * components.square)
 
 
 def test_code_rows_begin_as_the_words_of_their_pictures() -> None:
@@ -86,3 +106,16 @@ def test_code_rows_begin_as_the_words_of_their_pictures() -> None:
     assert torch.cosine_similarity(summed, words).min() > 0.99
     assert torch.cosine_similarity(outputs[0] - centre, words[:2].mean(0), dim=0) > 0.99
     assert torch.cosine_similarity(outputs[3] - centre, words[2], dim=0) > 0.99
+
+
+def test_plain_replies_are_mixed_in_by_position_and_none_is_asked_in_the_evaluation(tmp_path: Path) -> None:
+    held = json.loads(files("rebus.evals").joinpath("plain_text.json").read_text())
+    assert len(set(prompts())) == len(prompts()) >= 400 and not set(prompts()) & set(held["prompts"])
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "base_replies.json").write_text(json.dumps([["What are bees good for?", "Honey."]]))
+    replies = base_replies(tmp_path, None)  # type: ignore[arg-type]  # nothing is asked again
+    emoji = Document((user("Draw a cat."), assistant("No.")))
+    mixed = WithReplies([emoji] * 2000, replies, share=0.1, seed=3)
+    plain = [mixed[i].messages[1].text == "Honey." for i in range(2000)]
+    assert 150 < sum(plain) < 250 and plain == [mixed[i].messages[1].text == "Honey." for i in range(2000)]
+    assert whole("One. Two! And thr") == "One. Two!" and whole("no end") == ""

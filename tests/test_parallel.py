@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tests import parallel_runs as runs
 from tests import seed_pairs, seed_release
@@ -119,6 +120,20 @@ def test_a_resumed_run_is_the_unbroken_run(layout: Layout, tmp_path: Path) -> No
     record = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()[0]
     assert '"drawn": 0.5' in record and '"samples": 8' in record  # means and sums over both processes
     assert seed_of(7, 0) == 7 and seed_of(7, 1) != 7
+
+
+@pytest.mark.parametrize("layout", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_a_gate_stops_all_processes_with_the_last_good_weights(layout: Layout, tmp_path: Path) -> None:
+    results = runs.run(2, runs.train_watched, tmp_path, layout)
+    for step, fell, weights in results:
+        assert (step, fell) == (4, "able fell from 0.9 (best) to 0.1, by more than 0.3")
+        good = load_file(tmp_path / "last-good.safetensors")
+        written = load_file(tmp_path / "weights.safetensors")
+        assert good.keys() == written.keys() == weights.keys()
+        for name, x in weights.items():
+            assert torch.equal(good[name], written[name]) and torch.equal(good[name], x)
+    with safe_open(tmp_path / "last-good.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "2"
 
 
 def test_what_goes_wrong_on_one_process_ends_all(tmp_path: Path) -> None:

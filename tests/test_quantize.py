@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from rebus.errors import RebusError
-from rebus.nn.quantize import CodeUsage, EmaQuantizer, GroupedQuantizer, VectorQuantizer, kmeans, nearest, usage
+from rebus.nn.quantize import (
+    CodeUsage,
+    EmaQuantizer,
+    GroupedQuantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    kmeans,
+    nearest,
+    usage,
+)
 
 
 def seeded(number: int = 0) -> torch.Generator:
@@ -118,3 +127,27 @@ def test_grouped_codes_say_their_place():
         assert (x_INC[:, entry // 3] == quantizer.codebook_KC[entry]).all(1).any()
     with pytest.raises(RebusError, match="evenly"):
         GroupedQuantizer(10, 3, places=4)
+
+
+def test_residual_codes_add_up_and_the_first_say_the_most() -> None:
+    generator = torch.Generator().manual_seed(0)
+    quantizer = ResidualQuantizer(32, 3, places=4)
+    x_INC = torch.randn(200, 1, 3, generator=generator).expand(200, 4, 3)
+    quantizer.start_from(x_INC.flatten(0, 1), generator)
+    ids_IN = quantizer.encode(x_INC)
+    assert (ids_IN // 8 == torch.arange(4)).all()
+    sums_INC = quantizer.decode(ids_IN)
+    assert torch.allclose(sums_INC[:, -1], quantizer.codebook_KC[ids_IN].sum(1), atol=1e-6)
+    left_N = (x_INC - sums_INC).square().sum(-1).mean(0)
+    assert (left_N.diff() < 0).all() and left_N[0] < 0.5 * x_INC[:, 0].square().sum(-1).mean()
+    for place in range(4):  # each the nearest of its own to what was left
+        left_IC = x_INC[:, place] - (sums_INC[:, place - 1] if place else 0)
+        own_KC = quantizer.codebook_KC[8 * place : 8 * place + 8]
+        assert torch.equal(ids_IN[:, place] - 8 * place, torch.cdist(left_IC, own_KC).argmin(1))
+    quantized = quantizer(x_INC)
+    assert torch.equal(quantized.ids, ids_IN) and torch.allclose(quantized.x, sums_INC, atol=1e-6)
+    dead_K = torch.zeros(32, dtype=torch.bool)
+    dead_K[[2, 30]] = True
+    assert quantizer.revive(dead_K, x_INC.flatten(0, 1), generator) == 2
+    assert (x_INC[:, 0] == quantizer.codebook_KC[2]).all(1).any()  # nothing was taken from the first place's
+    assert not (x_INC[:, 3] == quantizer.codebook_KC[30]).all(1).any()

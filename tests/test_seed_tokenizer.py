@@ -11,6 +11,7 @@ import torch
 from rebus.document import Image
 from rebus.errors import RebusError
 from rebus.nn.vit import ViT, ViTConfig
+from rebus.papers.seed.bank import cut
 from rebus.papers.seed.qformer import QFormerConfig
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
 from rebus.visual import Codes
@@ -85,3 +86,33 @@ def test_a_vision_encoder_is_shared_only_if_it_is_the_one_described() -> None:
 def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="reads 16 x 16 images in patches of 8, but got 24 x 24"):
         tokenizer().features(torch.zeros(1, 3, 24, 24))
+
+
+ADDING = replace(CONFIG, codebook="residual", codebook_size=24, code_width=10, start_per_patch=2, start_width=7)
+
+
+def test_codes_that_add_up_begin_as_a_reading_of_patches_and_are_the_embedding_before_training() -> None:
+    model = tokenizer(ADDING)
+    pixels_I3hw = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    x_ISC = model.features(pixels_I3hw)
+    start_IE = model.start(x_ISC)
+    z_INE = model.codes_before(model.causal_embeddings(x_ISC), start_IE)
+    assert start_IE is not None and torch.equal(z_INE, start_IE[:, None].expand(3, 6, 10))
+    assert not start_IE[:, 7:].any() and start_IE[:, :7].std() > 0
+    ids_IN = model.ids(pixels_I3hw)
+    assert (ids_IN // 4 == torch.arange(6)).all()
+    assert torch.allclose(model.image_embedding(ids_IN), model.quantizer.codebook_KC[ids_IN].sum(1), atol=1e-6)
+
+
+def test_codes_that_add_up_are_as_wide_as_the_embedding() -> None:
+    with pytest.raises(RebusError, match="width is 4 and the embedding's 10"):
+        tokenizer(replace(ADDING, code_width=4))
+
+
+def test_cutting_keeps_the_sum_from_some_place_on() -> None:
+    z_INE = torch.arange(6.0)[None, :, None].expand(400, 6, 2)
+    torch.manual_seed(0)
+    whole, half = cut(z_INE, 0.0), cut(z_INE, 0.5)
+    assert torch.equal(whole, z_INE)
+    assert (half.diff(dim=1) >= 0).all() and torch.equal(half.diff(dim=1) > 0, half[:, 1:] == z_INE[:, 1:])
+    assert 0.35 < (half[:, -1, 0] < 5).float().mean() < 0.5  # five places of six end early

@@ -14,6 +14,7 @@ from tests import tiny
 from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
 from rebus.lm import Losses
+from rebus.evals.battery import GateConfig
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.memory import Memory
@@ -66,6 +67,18 @@ def test_pretraining_trains_adapters_projectors_rows_and_norms(folder: Path) -> 
     assert not [name for name in names if name.startswith("tokenizer.")]
     assert {"train/caption", "val/draw", "val/draw features", "val/scene_boxes"} <= result.evals.keys()
     assert all(math.isfinite(loss) for loss in result.losses)
+
+
+def test_a_gate_watches_captions_and_plain_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rebus.evals.battery.ITEMS", 4)
+    config = replace(PRETRAIN, gates=GateConfig(every=1, perplexity=100.0, chosen=1.0))
+    stage = pretrain.stage(config, folder / "work")
+    result = fit(stage, folder / "work" / "gated", device="cpu")
+    assert result.fell is None and 0 <= result.evals["gate/caption/chosen"] <= 1
+    assert result.evals["gate/text_kept/perplexity"] > 1 and "gate/draw/chosen" not in result.evals
+    base = write_base(folder)
+    tuned = instruct.stage(replace(INSTRUCT, gates=GateConfig(every=1)), folder / "work", base=base)
+    assert dict(tuned.gates[0].battery()).keys() == {"caption/chosen", "text_kept/perplexity"}
 
 
 def test_every_speciality_learns_from_its_own_documents(folder: Path) -> None:

@@ -15,7 +15,7 @@ from rebus.mini.frozen import Frozen
 from rebus.nn.text_tokenizer import ByteTokenizer
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.spelling import mini
-from rebus.papers.seed.variants import MINI_TOKENIZER
+from rebus.papers.seed.variants import PLAIN_TOKENIZER
 from rebus.studies import arms as a
 from rebus.studies import causal
 from rebus.studies import writer as writer_of
@@ -53,15 +53,15 @@ def test_records_of_another_recipe_are_refused(tmp_path):
 
 
 def test_a_grid_cell_sees_its_own_patches_only():
-    grid, tokens = MINI_TOKENIZER.vision.grid, MINI_TOKENIZER.qformer.queries
-    former = causal.GridFormer(MINI_TOKENIZER.qformer, grid)
-    x_ISC = torch.randn(1, grid * grid + 1, MINI_TOKENIZER.qformer.source_width)
+    grid, tokens = PLAIN_TOKENIZER.vision.grid, PLAIN_TOKENIZER.qformer.queries
+    former = causal.GridFormer(PLAIN_TOKENIZER.qformer, grid)
+    x_ISC = torch.randn(1, grid * grid + 1, PLAIN_TOKENIZER.qformer.source_width)
     changed = x_ISC.clone()
     changed[:, 1 + 2 * 5] += 1  # a patch of cell 5
     moved_N = (former(changed) - former(x_ISC)).abs().sum(-1)[0] > 0
     assert moved_N.tolist() == [n == 5 for n in range(tokens)]
     with pytest.raises(RebusError, match="cannot be cut"):
-        causal.GridFormer(replace(MINI_TOKENIZER.qformer, queries=24), grid)
+        causal.GridFormer(replace(PLAIN_TOKENIZER.qformer, queries=24), grid)
 
 
 def test_the_arms_differ_in_who_sees_whom():

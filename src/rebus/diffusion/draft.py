@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class DraftConfig:
     """Side of the first feature map; each further width doubles it."""
     widths: tuple[int, ...] = (128, 96, 64)
     """Channels at each side, from `start` upwards."""
+    linear: bool = False
+    """Whether the convolutions only correct a linear reading of the vector, which least squares give at once."""
 
 
 class _Residual(nn.Module):
@@ -56,9 +59,31 @@ class DraftDecoder(nn.Module):
         )
         self.out = nn.Sequential(nn.GroupNorm(8, config.widths[-1]), nn.SiLU())
         self.head = nn.Conv2d(config.widths[-1], config.latent_channels, 3, padding=1)
+        side = config.start * 2 ** len(rest)
+        self.linear = nn.Linear(config.vector_width, config.latent_channels * side**2) if config.linear else None
+        if config.linear:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    @torch.no_grad()
+    def fit_linear(self, vector_TC: Tensor, latent_Tchw: Tensor, *, ridge: float = 1e-3) -> None:
+        """Sets the linear reading by least squares over examples. Raises ValueError where there is none."""
+        if self.linear is None:
+            raise ValueError("This draft has no linear reading. Build it with `linear=True`.")
+        mean_C, mean_L = vector_TC.mean(0), latent_Tchw.flatten(1).mean(0)
+        x_TC, y_TL = (vector_TC - mean_C).double(), (latent_Tchw.flatten(1) - mean_L).double()
+        square_CC = x_TC.T @ x_TC
+        square_CC.diagonal().add_(ridge * len(x_TC))
+        weight_CL = torch.linalg.solve(square_CC, x_TC.T @ y_TL).to(vector_TC.dtype)
+        self.linear.weight.copy_(weight_CL.T)
+        self.linear.bias.copy_(mean_L - mean_C @ weight_CL)
 
     def forward(self, vector_IC: Tensor) -> Tensor:
         """The coarse latent of each vector."""
+        fine = self._convolved(vector_IC)
+        return fine if self.linear is None else fine + self.linear(vector_IC).view_as(fine)
+
+    def _convolved(self, vector_IC: Tensor) -> Tensor:
         x = rearrange(self.lift(vector_IC), "i (c h w) -> i c h w", h=self.config.start, w=self.config.start)
         x = self.first(x)
         for stage in self.up:

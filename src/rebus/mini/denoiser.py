@@ -12,7 +12,7 @@ h w latent sides
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ class Config:
 
     denoiser: TransformerConfig = MINI_DENOISER
     """Shape of the network."""
-    draft: DraftConfig = field(default_factory=DraftConfig)
+    draft: DraftConfig = DraftConfig(linear=True)
     """Shape of the decoder that predicts a coarse latent from the image embedding."""
     shares: tuple[float, float, float, float, float] = (0.6, 0.1, 0.2, 0.05, 0.05)
     """How often a batch is told: embedding and draft, embedding alone, patch features, the caption, nothing."""
@@ -48,6 +48,8 @@ class Config:
     """Noise levels 0..levels−1 are drawn for the image embedding, so that embeddings that are a little wrong do."""
     shift: float = 1.5
     """More than 1 spends more steps at high noise."""
+    fitted: int = 20_000
+    """Pictures that the linear reading of a draft is fitted to."""
     batch: int = 48
     """Pictures of one step."""
     steps: int = 800
@@ -104,6 +106,10 @@ def stage(config: Config, work: Path) -> Stage:
     torch.manual_seed(config.seed)
     data = Frozen(work)
     module = DenoiserTraining(config, caption_width=data.array("captions", "train").shape[1])
+    if config.draft.linear:
+        some = np.arange(min(config.fitted, len(data.bank("train"))))
+        latents, embedding = data.rows("train", some, "latents", "embeddings")
+        module.draft.fit_linear(embedding, latents)
 
     def step(module: DenoiserTraining, i: np.ndarray) -> Losses:
         latents, embedding, tokens, caption = data.rows("train", i, "latents", "embeddings", "tokens", "captions")

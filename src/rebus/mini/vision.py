@@ -1,11 +1,14 @@
 """mini-vit: the vision encoder of the mini family, the stand-in for EVA-CLIP, with an image embedding of its own.
 
 Trained so that its vectors know both what is there and what it looks like: contrastive against frozen sentence vectors,
-and two small decoders must rebuild the picture, one from the patch features, one from the image embedding.
+and the picture must be rebuilt linearly, from the patch features and from the image embedding. The embedding has two
+halves. The first are the picture's principal components, each as large as it counts in pixels, so that an error in the
+embedding costs what it costs in the picture; the second is the vector that the contrast is about.
 
     rebus train mini.vision --config mini --work state
 
-Dimension key: I images · N tokens (class token first) · C width · D width of the image embedding
+Dimension key: I images · N tokens (class token first) · C width · D width of the image embedding · P principal
+components · X numbers of a picture
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rebus.diffusion.draft import DraftConfig, DraftDecoder
 from rebus.mini.bank import IndexBatches, caption_vectors, load_bank
 from rebus.nn.vit import ViT, ViTConfig
 from rebus.train.stage import Losses, Optim, Stage, Trainable
@@ -36,10 +38,19 @@ class VisionConfig:
 
     vit: ViTConfig = MINI_VIT
     """The transformer."""
-    embedding: int = 512
-    """Width of the image embedding."""
-    per_patch: int = 8
+    components: int = 384
+    """Principal components in the image embedding."""
+    meaning: int = 128
+    """Width of the contrastive vector in it."""
+    meaning_gain: float = 1.0
+    """Root mean square of a number of the contrastive vector; a component's is 1 on the average."""
+    per_patch: int = 16
     """Numbers of each patch that reach the image embedding, so that it knows where things are."""
+
+    @property
+    def embedding(self) -> int:
+        """Width of the image embedding."""
+        return self.components + self.meaning
 
 
 class MiniVision(nn.Module):
@@ -52,14 +63,16 @@ class MiniVision(nn.Module):
         self.vit = ViT(config.vit)
         self.norm = nn.LayerNorm(width)
         self.patch_down = nn.Linear(width, config.per_patch)
-        self.pool = nn.Linear(patches * config.per_patch + width, config.embedding)
-        self.embedding_norm = nn.LayerNorm(config.embedding, elementwise_affine=False)
+        self.looks = nn.Linear(patches * config.per_patch, config.components)
+        self.meaning = nn.Linear(patches * config.per_patch + width, config.meaning)
 
     def embed(self, x_INC: Tensor) -> Tensor:
-        """The image embedding [I, D] of the transformer's output: every vector has mean 0 and variance 1."""
+        """The image embedding [I, D] of the transformer's output."""
         x_INC = self.norm(x_INC)
         flat = rearrange(self.patch_down(x_INC[:, 1:]), "i n k -> i (n k)")
-        return self.embedding_norm(self.pool(torch.cat([x_INC[:, 0], flat], dim=-1)))
+        meaning = F.normalize(self.meaning(torch.cat([x_INC[:, 0], flat], dim=-1)).float(), dim=-1)
+        gain = self.config.meaning_gain * math.sqrt(self.config.meaning)
+        return torch.cat([self.looks(flat).float(), gain * meaning], dim=-1)
 
     def forward(self, pixels_I3hw: Tensor) -> tuple[Tensor, Tensor]:
         """Token vectors [I, N, C] and the image embedding [I, D]."""
@@ -73,17 +86,15 @@ class Config:
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     """Shape of the encoder."""
-    decoder: DraftConfig = DraftConfig(latent_channels=48)
-    """Shape of the decoder from the image embedding; its 16×16×48 are the 64 px picture, folded four times four."""
-    contrast_width: int = 256
-    """Width in which images and captions meet."""
     patch_weight: float = 1.0
     """Weight of the picture rebuilt from patch features."""
-    decoder_weight: float = 4.0
-    """Weight of the picture rebuilt from the image embedding."""
+    component_weight: float = 4.0
+    """Weight of the principal components."""
+    component_pictures: int = 20_000
+    """Pictures of the bank that the principal components are taken from."""
     batch: int = 64
     """Pictures of one step."""
-    steps: int = 1800
+    steps: int = 3000
     """Optimiser steps."""
     lr: float = 8e-4
     """Peak learning rate, cosine."""
@@ -94,39 +105,69 @@ class Config:
 CONFIGS = {"mini": Config()}
 
 
+class Components(nn.Module):
+    """The principal components of pictures, scaled so that their mean square is 1."""
+
+    mean_X: Tensor
+    basis_XP: Tensor
+
+    def __init__(self, pixels_TX: Tensor, components: int) -> None:
+        super().__init__()
+        mean_X = pixels_TX.mean(0)
+        _, deviation_P, basis_XP = torch.svd_lowrank(pixels_TX - mean_X, q=components, niter=2)
+        scale = (deviation_P.square().sum() / (len(pixels_TX) * components)).sqrt()
+        self.register_buffer("mean_X", mean_X, persistent=False)
+        self.register_buffer("basis_XP", basis_XP * scale, persistent=False)
+        self.square = float(scale) ** 2
+
+    def forward(self, pixels_I3HW: Tensor) -> Tensor:
+        """The components [I, P] of pictures."""
+        return (pixels_I3HW.flatten(1) - self.mean_X) @ self.basis_XP / self.square
+
+    def picture(self, looks_IP: Tensor) -> Tensor:
+        """The pictures [I, X] of components, laid flat."""
+        return self.mean_X + looks_IP @ self.basis_XP.T
+
+
 class VisionTraining(nn.Module):
     """The encoder with the heads that only training needs."""
 
-    def __init__(self, config: Config, text_width: int):
+    def __init__(self, config: Config, text_width: int, components: Components) -> None:
         super().__init__()
         vit = config.vision.vit
         self.vision = MiniVision(config.vision)
-        self.decoder = DraftDecoder(config.decoder)
+        self.components = components
         self.patch_pixels = nn.Linear(vit.width, 3 * vit.patch**2)
-        self.image_proj = nn.Linear(config.vision.embedding, config.contrast_width)
-        self.text_proj = nn.Linear(text_width, config.contrast_width)
+        self.text_proj = nn.Linear(text_width, config.vision.meaning)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.patch_weight, self.decoder_weight = config.patch_weight, config.decoder_weight
+        self.config = config
 
     def picture(self, embedding_ID: Tensor) -> Tensor:
         """The picture [I, 3, 64, 64] in −1..1 as rebuilt from the image embedding."""
-        return F.pixel_shuffle(self.decoder(embedding_ID), 4)
+        side = self.vision.config.vit.image_size
+        flat = self.components.picture(embedding_ID[:, : self.vision.config.components])
+        return flat.view(-1, 3, side, side)
+
+    def similarity(self, embedding_ID: Tensor, text_IT: Tensor) -> Tensor:
+        """Cosines of every picture with every caption."""
+        image = F.normalize(embedding_ID[:, self.vision.config.components :], dim=-1)
+        return image @ F.normalize(self.text_proj(text_IT).float(), dim=-1).T
 
     def losses(self, pixels: Tensor, text: Tensor, same: Tensor) -> Losses:
         """`text` sentence vectors; `same[i, j]` true where two captions are equal."""
         x_INC, embedding = self.vision(pixels)
-        image = F.normalize(self.image_proj(embedding).float(), dim=-1)
-        caption = F.normalize(self.text_proj(text).float(), dim=-1)
-        logits = image @ caption.T * self.log_scale.exp().clamp(max=50)
+        logits = self.similarity(embedding, text) * self.log_scale.exp().clamp(max=50)
         target = same.float() / same.float().sum(1, keepdim=True)
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         patches = self.patch_pixels(self.vision.norm(x_INC)[:, 1:]).float()
         side, patch = self.vision.config.vit.grid, self.vision.config.vit.patch
         from_patches = rearrange(patches, "i (h w) (c a b) -> i c (h a) (w b)", h=side, a=patch, b=patch)
         patch_mse = F.mse_loss(from_patches, pixels)
-        mse = F.mse_loss(self.picture(embedding).float(), pixels)
-        total = contrast + self.patch_weight * patch_mse + self.decoder_weight * mse
-        return Losses(total, {"contrast": contrast, "patch_mse": patch_mse, "embedding_mse": mse})
+        with torch.autocast(pixels.device.type, enabled=False):
+            looks = self.components(pixels)
+        component_mse = F.mse_loss(embedding[:, : looks.shape[1]], looks)
+        total = contrast + self.config.patch_weight * patch_mse + self.config.component_weight * component_mse
+        return Losses(total, {"contrast": contrast, "patch_mse": patch_mse, "component_mse": component_mse})
 
 
 def stage(config: Config, work: Path) -> Stage:
@@ -135,7 +176,8 @@ def stage(config: Config, work: Path) -> Stage:
     train, val = load_bank(work, "train"), load_bank(work, "val")
     text = caption_vectors(work, train, "train")
     caption_ids = np.unique(np.array(train.captions), return_inverse=True)[1]
-    module = VisionTraining(config, text_width=text.shape[1])
+    some = train.pixels(np.arange(min(config.component_pictures, len(train)))).flatten(1)
+    module = VisionTraining(config, text.shape[1], Components(some, config.vision.components))
 
     def step(module: VisionTraining, i: np.ndarray) -> Losses:
         same = torch.from_numpy(caption_ids[i][:, None] == caption_ids[i][None])
@@ -146,9 +188,8 @@ def stage(config: Config, work: Path) -> Stage:
     val_ids = np.unique(np.array(val.captions)[singles], return_inverse=True)[1]
 
     def evaluate() -> Iterator[tuple[str, float]]:
-        x_INC, embedding = module.vision(val.pixels(singles))
-        image = F.normalize(module.image_proj(embedding), dim=-1)
-        best = (image @ F.normalize(module.text_proj(val_text), dim=-1).T).argmax(1).numpy()
+        _, embedding = module.vision(val.pixels(singles))
+        best = module.similarity(embedding, val_text).argmax(1).numpy()
         yield "val/r_at_1", float((val_ids[best] == val_ids).mean())
         error = (module.picture(embedding).clamp(-1, 1) - val.pixels(singles)).square().mean((1, 2, 3)) / 4
         yield "val/embedding_psnr", (-10 * error.log10()).mean().item()

@@ -8,6 +8,7 @@ Dimension key: T vectors · K codebook entries · C codebook width · … any le
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,6 +139,53 @@ class GroupedQuantizer(VectorQuantizer):
         places_D = dead_D // (len(self.codebook_KC) // self.places)
         self.codebook_KC[dead_D] = _of_first(x_TNC[chosen_D, places_D]).to(self.codebook_KC.dtype)
         return len(dead_D)
+
+
+class ResidualQuantizer(GroupedQuantizer):
+    """A codebook in which every place's entry is added to those before it: what the sum of the earlier entries leaves of
+    the vector at a place is what is looked up there (residual vector quantisation). So the first entries say the most.
+
+    Ids stand for the running sums: `decode` gives for each place the sum of the entries up to it.
+    """
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """[…, N, C] → ids […, N]: for each place the nearest of its own entries to what is left there."""
+        ids_NT = [ids_T for ids_T, _ in self._walk(x.reshape(-1, self.places, x.shape[-1]))]
+        return torch.stack(ids_NT, dim=1).reshape(x.shape[:-1])
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Ids […, N] → running sums of entries […, N, C]."""
+        return F.embedding(ids, self.codebook_KC).cumsum(-2)
+
+    @torch.no_grad()
+    def start_from(self, x_TC: Tensor, generator: torch.Generator | None = None, *, steps: int = 10) -> None:
+        """Sets each place's entries to the k-means centres of what the places before it leave; `x_TC` is […, N, C] laid
+        flat."""
+        x_TNC = x_TC.float().view(-1, self.places, x_TC.shape[-1])
+        sum_TC, own = torch.zeros_like(x_TNC[:, 0]), len(self.codebook_KC) // self.places
+        for place in range(self.places):
+            left_TC = x_TNC[:, place] - sum_TC
+            centre_KC = kmeans(left_TC, own, generator, steps=steps)
+            self.codebook_KC[place * own : (place + 1) * own] = centre_KC
+            sum_TC = sum_TC + centre_KC[nearest(left_TC, centre_KC)]
+
+    @torch.no_grad()
+    def revive(self, dead_K: Tensor, x_TC: Tensor, generator: torch.Generator | None = None) -> int:
+        """Moves the entries where `dead_K` is true onto what is left of random vectors at their places; returns how many
+        were moved."""
+        x_TNC = x_TC.view(-1, self.places, x_TC.shape[-1])
+        left_TNC = torch.stack([left_TC for _, left_TC in self._walk(x_TNC)], dim=1)
+        return super().revive(dead_K, left_TNC.flatten(0, 1), generator)
+
+    def _walk(self, x_TNC: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The ids_T and what was left_TC at each place."""
+        own_NKC = self.codebook_KC.view(self.places, -1, x_TNC.shape[-1])
+        sum_TC = torch.zeros_like(x_TNC[:, 0])
+        for place, (x_TC, own_KC) in enumerate(zip(x_TNC.unbind(1), own_NKC, strict=True)):
+            ids_T = nearest(x_TC - sum_TC, own_KC)
+            yield ids_T + place * len(own_KC), x_TC - sum_TC
+            sum_TC = sum_TC + own_KC[ids_T]
 
 
 class EmaQuantizer(VectorQuantizer):

@@ -31,7 +31,7 @@ from rebus.papers.seed.stages import stage1_qformer, stage2_codebook
 from rebus.papers.seed.stages.stage1_qformer import QFormerTraining
 from rebus.papers.seed.stages.stage2_codebook import CodebookTraining
 from rebus.papers.seed.tokenizer import SeedTokenizer
-from rebus.papers.seed.variants import MINI_TOKENIZER
+from rebus.papers.seed.variants import PLAIN_TOKENIZER
 from rebus.studies.arms import Arm, Measure, Record, Report, run_arms, write_study
 from rebus.studies.writer import Writer, WriterConfig, retrieved
 from rebus.train import Losses, Stage, Trainable, fit
@@ -129,9 +129,9 @@ class CausalArm:
             folder,
             report,
         )
-        queries = replace(MINI_TOKENIZER.qformer, causal=kind == "causal")
+        queries = replace(PLAIN_TOKENIZER.qformer, causal=kind == "causal")
         self.tokenizer_config = replace(
-            MINI_TOKENIZER,
+            PLAIN_TOKENIZER,
             qformer=queries,
             codebook="shared" if config.codebook == "shared" else "per_query",
             codebook_size=config.codes,
@@ -140,7 +140,7 @@ class CausalArm:
     def shape(self, tokenizer: SeedTokenizer) -> SeedTokenizer:
         """The tokenizer with this arm's source of tokens."""
         if self.kind == "grid":
-            tokenizer.qformer = GridFormer(self.tokenizer_config.qformer, MINI_TOKENIZER.vision.grid)  # type: ignore[assignment]
+            tokenizer.qformer = GridFormer(self.tokenizer_config.qformer, PLAIN_TOKENIZER.vision.grid)  # type: ignore[assignment]
         return tokenizer
 
     def fit(self, stage: Stage) -> None:

@@ -27,7 +27,7 @@ from rebus.papers.seed.detokenizer import (
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import MergedLanguageConfig, build_language, merged_language, share_codebook
 from rebus.papers.seed.published_decoder import TextLikeConfig, TextLikeDetokenizer, UnclipConfig, UnclipDetokenizer
-from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.tokenizer import SHARED, SeedTokenizer
 from rebus.papers.seed.variants import SeedConfig
 from rebus.system import System
 
@@ -77,6 +77,8 @@ def official(config: SeedConfig) -> SeedConfig:
     return replace(config, detokenizer=replace(config.detokenizer, latents="fixed"))
 
 
+START = ("norm.", "patch_down.", "looks.")
+"""How the tensors of the shared vision encoder begin from which codes start."""
 Drawer = MiniDetokenizer | UnclipDetokenizer | TextLikeDetokenizer
 
 
@@ -143,12 +145,17 @@ def _detokenizer(
 
 
 def tokenizer_layers(saved: SavedSystem, shared: SavedSystem | None) -> list[Mapping[str, Tensor]]:
-    """The tokenizer's tensors; the vision encoder comes from the shared weights where there are such."""
+    """The tokenizer's tensors; the vision encoder comes from the shared weights where there are such, and what codes start
+    from, where they start from its patches."""
     own = saved.tensors("tokenizer")
     if shared is None:
         return [own]
     vision = shared.tensors("vision")
-    return [{f"visual_encoder.{k[4:]}": vision[k] for k in vision if k.startswith("vit.")}, own]
+    seeing = {f"visual_encoder.{k[4:]}": vision[k] for k in vision if k.startswith("vit.")}
+    if not saved.config["tokenizer"].get("start_per_patch"):
+        return [seeing, own]
+    starting = {f"code_start.{k}": vision[k] for k in vision if k.startswith(START)}
+    return [seeing, starting, own]
 
 
 def load_language(llm: TextModel, saved: SavedSystem) -> None:
@@ -185,9 +192,7 @@ def own_tensors(
     else:
         drawing = ["diffusion.", "unclip.", "prompt_1SC"]
     return {
-        "tokenizer": {
-            k: v for k, v in tokenizer.state_dict().items() if not (shared and k.startswith("visual_encoder."))
-        },
+        "tokenizer": {k: v for k, v in tokenizer.state_dict().items() if not (shared and k.startswith(SHARED))},
         "lm": language if whole else {name: language[name] for name in own_names(llm)},
         "detokenizer": {k: v for k, v in detokenizer.state_dict().items() if k.startswith(tuple(drawing))},
     }

@@ -49,7 +49,7 @@ class MiniDetokenizerConfig:
 class SeedDetokenizerConfig(MiniDetokenizerConfig):
     """The mini's: the denoiser's vector is twice the image embedding's width (embedding and noise level)."""
 
-    draft: DraftConfig = field(default_factory=DraftConfig)
+    draft: DraftConfig = DraftConfig(linear=True)
     """The decoder that predicts a coarse latent from the image embedding."""
     noise_level: int = 0
     """Noise added to the image embedding unless asked otherwise."""

@@ -8,6 +8,7 @@ import torch
 
 from rebus.checkpoint import SavedSystem, config_to_json, load_system, save_system
 from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
+from rebus.papers.seed.tokenizer import SHARED
 from rebus.papers.seed.trained import pack_trained
 from rebus.papers.seed.variants import VARIANTS
 from rebus.train.packing import Places, gather, spread
@@ -33,7 +34,7 @@ def pack(work: Path, folder: Path, variant: str = "mini") -> SavedSystem:
         return pack_trained(work, folder, variant)
     parts = gather(work, places(variant))
     tokenizer = load_tokenizer(config.tokenizer, *(work / stage / "weights.safetensors" for stage in TOKENIZER))
-    parts["tokenizer"] = {k: x for k, x in tokenizer.state_dict().items() if not k.startswith("visual_encoder.")}
+    parts["tokenizer"] = {k: x for k, x in tokenizer.state_dict().items() if not k.startswith(SHARED)}
     parts["detokenizer"] = {name: x for name, x in parts["detokenizer"].items() if name.startswith(DRAWN)}
     source = f"trained by runs/{config.weights.replace('-', '_')}.sh"
     system = SavedSystem(name=f"seed:{variant}", config=config_to_json(config), source=source, base=config.base)

@@ -21,11 +21,13 @@ from rebus.document import Image
 from rebus.errors import RebusError
 from rebus.images import CLIP_MEAN, CLIP_STD, RGB, Resize, prepare
 from rebus.nn.attention import Block, init_linears_by_width, init_transformer
-from rebus.nn.quantize import GroupedQuantizer, LossOrder, Quantized, VectorQuantizer
+from rebus.nn.quantize import GroupedQuantizer, LossOrder, Quantized, ResidualQuantizer, VectorQuantizer
 from rebus.nn.vit import ViT, ViTConfig
 from rebus.papers.seed.qformer import QFormer, QFormerConfig
 from rebus.visual import Codes, Purpose
 
+SHARED = ("visual_encoder.", "code_start.")
+"""How the names of tensors begin that a mini has from the shared vision encoder."""
 AT_ONCE = 64
 """Images that `encode` puts through the vision encoder together."""
 
@@ -45,10 +47,16 @@ class SeedTokenizerConfig:
     """Epsilon of the layer norm between the two."""
     codebook_size: int = 8192
     """Entries of the codebook."""
-    codebook: Literal["shared", "per_query"] = "shared"
+    codebook: Literal["shared", "per_query", "residual"] = "shared"
     """Whether all queries share the entries (the paper), or each has its own, codebook_size / queries of them. What a
     shared code means depends on its place among the 32; a language model that sees ten thousand pictures instead of a
-    hundred million does not learn that."""
+    hundred million does not learn that. `residual`: each has its own, and adds it to those before it. Then the codes
+    live in the space of the image embedding (`code_width` is `image_width`), and the first say the most."""
+    start_per_patch: int = 0
+    """Not 0: the vectors that are looked up start as a linear reading of the vision encoder's patches, this many numbers
+    of each, and the Q-Former adds to them; for a Q-Former that starts from nothing."""
+    start_width: int = 0
+    """Width of that reading; the other numbers are the Q-Former's alone."""
     code_width: int = 32
     """Width of an entry."""
     commitment: float = 0.25
@@ -85,7 +93,8 @@ def _quantizer(config: SeedTokenizerConfig, generator: torch.Generator | None) -
     size, width, beta, order = config.codebook_size, config.code_width, config.commitment, config.loss_order
     if config.codebook == "shared":
         return VectorQuantizer(size, width, beta=beta, order=order, generator=generator)
-    return GroupedQuantizer(size, width, config.qformer.queries, beta=beta, order=order, generator=generator)
+    kind = ResidualQuantizer if config.codebook == "residual" else GroupedQuantizer
+    return kind(size, width, config.qformer.queries, beta=beta, order=order, generator=generator)
 
 
 class CosinePositions(nn.Module):
@@ -111,6 +120,25 @@ class CosinePositions(nn.Module):
     def forward(self, x_ISC: Tensor) -> Tensor:
         """x_ISC → x_ISC."""
         return x_ISC + self.table_SC.to(x_ISC.dtype)
+
+
+class CodeStart(nn.Module):
+    """A linear reading of the vision encoder's patches, where the vectors that are looked up start; the same for every
+    query. Its tensors are the mini vision encoder's own way to its image embedding."""
+
+    def __init__(self, config: SeedTokenizerConfig) -> None:
+        super().__init__()
+        vision, numbers = config.vision, config.start_per_patch
+        self.norm = nn.LayerNorm(vision.width)
+        self.patch_down = nn.Linear(vision.width, numbers)
+        self.looks = nn.Linear(vision.grid**2 * numbers, config.start_width)
+        self.left = config.code_width - config.start_width
+        self.class_token = vision.class_token
+
+    def forward(self, x_ISC: Tensor) -> Tensor:
+        """x_ISC → [I, E], zeros where the Q-Former alone speaks."""
+        patches = self.patch_down(self.norm(x_ISC[:, int(self.class_token) :]))
+        return nn.functional.pad(self.looks(patches.flatten(1)), (0, self.left))
 
 
 class CodeDecoder(nn.Module):
@@ -199,6 +227,11 @@ class SeedTokenizer(nn.Module):
                 f"{config.qformer.source_width} against {config.vision.width}. Set `qformer.source_width` to it."
             )
         width, code = config.qformer.width, config.code_width
+        if config.codebook == "residual" and code != config.image_width:
+            raise RebusError(
+                "Codes that add up to the image embedding must be as wide as it, but the codebook's width is "
+                f"{code} and the embedding's {config.image_width}. Set `code_width` to `image_width`."
+            )
         self.config = config
         self.source = source
         self.visual_encoder = visual_encoder or ViT(config.vision, generator)
@@ -214,6 +247,16 @@ class SeedTokenizer(nn.Module):
         self.head: MLPHead | ReverseHead = head(config, generator)
         init_linears_by_width(self.to_code, generator)
         init_linears_by_width(self.from_code, generator)
+        self.code_start = CodeStart(config) if config.start_per_patch else None
+        for last in self._additions():
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def _additions(self) -> list[nn.Linear]:
+        """The layers whose output is added to something that is good without it, and which therefore begin as zeros."""
+        last = self.to_code[-1] if self.code_start is not None else None
+        heads = [self.head.proj] if self.config.codebook == "residual" else []
+        return [layer for layer in (last, *heads) if isinstance(layer, nn.Linear)]
 
     def train(self, mode: bool = True) -> SeedTokenizer:
         """Training mode, but parts in which nothing trains stay in evaluation mode: the dropout of a frozen Q-Former
@@ -234,24 +277,31 @@ class SeedTokenizer(nn.Module):
         """Features → x_INC: what the queries of the causal Q-Former found in them."""
         return self.qformer(self.source_positions(self.vision_norm(x_ISC.to(self.vision_norm.weight.dtype))))
 
-    def codes_before(self, x_INC: Tensor) -> Tensor:
-        """Causal embeddings → z_INE, the vectors that are looked up in the codebook."""
-        return self.to_code(x_INC)
+    def start(self, x_ISC: Tensor) -> Tensor | None:
+        """Features → where the vectors that are looked up start, [I, E]; none where the Q-Former alone makes them."""
+        return None if self.code_start is None else self.code_start(x_ISC)
 
-    def quantize(self, x_INC: Tensor) -> Quantized:
-        """Causal embeddings → entries z_INE (straight-through), ids_IN and the quantiser's loss."""
-        return self.quantizer(self.codes_before(x_INC))
+    def codes_before(self, x_INC: Tensor, start_IE: Tensor | None = None) -> Tensor:
+        """Causal embeddings, and what `start` said → z_INE, the vectors that are looked up in the codebook."""
+        z_INE = self.to_code(x_INC)
+        return z_INE if start_IE is None else z_INE + start_IE[:, None]
+
+    def quantize(self, x_INC: Tensor, start_IE: Tensor | None = None) -> Quantized:
+        """Causal embeddings, and what `start` said → entries z_INE (straight-through), ids_IN and the quantiser's loss."""
+        return self.quantizer(self.codes_before(x_INC, start_IE))
 
     def ids(self, pixels_I3hw: Tensor) -> Tensor:
         """Normalised pixels → ids_IN."""
-        x_INC = self.causal_embeddings(self.features(pixels_I3hw))
-        return self.quantizer.encode(self.codes_before(x_INC))
+        x_ISC = self.features(pixels_I3hw)
+        return self.quantizer.encode(self.codes_before(self.causal_embeddings(x_ISC), self.start(x_ISC)))
 
     # -------------------------------------------------------------------------------------- codes → embedding
 
     def embed_codes(self, z_INE: Tensor) -> Tensor:
-        """Entries → image embedding [I, image_width], not normalised; [I, Q, image_width] with Q reverse queries."""
-        return self.head(self.image_decoder(self.from_code(z_INE)))
+        """Entries → image embedding [I, image_width], not normalised; [I, Q, image_width] with Q reverse queries. Entries
+        that add up to it already are only corrected."""
+        x = self.head(self.image_decoder(self.from_code(z_INE)))
+        return x + z_INE[:, -1] if self.config.codebook == "residual" else x
 
     def image_embedding(self, ids_IN: Tensor) -> Tensor:
         """Ids → image embedding, as `embed_codes`."""

@@ -8,7 +8,7 @@ from rebus.diffusion.denoiser import TransformerConfig
 from rebus.diffusion.draft import DraftConfig
 from rebus.diffusion.vae import VaeConfig
 from rebus.mini.llm import BASE_LLM
-from rebus.mini.vision import MINI_VIT
+from rebus.mini.vision import MINI_VIT, VisionConfig
 from rebus.nn.vit import ViTConfig
 from rebus.papers.seed.detokenizer import SeedDetokenizerConfig, StatesDetokenizerConfig
 from rebus.papers.seed.language import LLAMA_14B, CodebookInit, LanguageConfig, MergedLanguageConfig
@@ -44,34 +44,44 @@ class SeedConfig:
 
 PAPER_TOKENIZER = SeedTokenizerConfig()
 
+PLAIN_TOKENIZER = SeedTokenizerConfig(
+    vision=MINI_VIT,
+    qformer=QFormerConfig(width=192, depth=4, heads=8, mlp_hidden=768, source_width=192, look_gain=6.0, dropout=0.0),
+    source_positions="cosine",
+    codebook="per_query",
+    codebook_size=2048,
+    code_width=16,
+    decoder_depth=2,
+    decoder_heads=4,
+    decoder_hidden=768,
+    head_widths=(64, 16),
+    image_width=512,
+    resize="bicubic",
+    mean=HALF,
+    std=HALF,
+)
+"""A tokenizer on the mini vision encoder that is made of nothing but SEED's parts."""
+MINI_TOKENIZER = replace(
+    PLAIN_TOKENIZER,
+    codebook="residual",
+    code_width=512,
+    start_per_patch=VisionConfig.per_patch,
+    start_width=VisionConfig.components,
+    commitment=0.1,
+    loss_order="standard",
+)
+"""The mini's: codes add up to the image embedding, whose first half is read linearly; the Q-Former says the rest."""
+
 MINI = SeedConfig(
-    tokenizer=SeedTokenizerConfig(
-        vision=MINI_VIT,
-        qformer=QFormerConfig(
-            width=192, depth=4, heads=8, mlp_hidden=768, source_width=192, look_gain=6.0, dropout=0.0
-        ),
-        source_positions="cosine",
-        codebook="per_query",
-        codebook_size=2048,
-        code_width=16,
-        decoder_depth=2,
-        decoder_heads=4,
-        decoder_hidden=768,
-        head_widths=(64, 16),
-        image_width=512,
-        resize="bicubic",
-        mean=HALF,
-        std=HALF,
-    ),
+    tokenizer=MINI_TOKENIZER,
     grammar=mini(SMOLLM2_WORDS, 2048, per_query=True),
     language=LanguageConfig(base=BASE_LLM, new_words=2050, lora_dropout=0.0),
     weights="seed-mini",
     base="mini",
 )
-MINI_TOKENIZER = MINI.tokenizer
 V1_MINI = SeedConfig(
     tokenizer=replace(
-        MINI_TOKENIZER,
+        PLAIN_TOKENIZER,
         codebook="shared",
         codebook_size=1024,
         head="reverse",
@@ -83,13 +93,13 @@ V1_MINI = SeedConfig(
         base=BASE_LLM,
         new_words=1026,
         lora_dropout=0.0,
-        rows=CodebookInit(codes=1024, code_width=MINI_TOKENIZER.code_width),
+        rows=CodebookInit(codes=1024, code_width=PLAIN_TOKENIZER.code_width),
     ),
     detokenizer=StatesDetokenizerConfig(),
     weights="seed-v1-mini",
     base="mini",
 )
-"""SEED v1 on the mini's parts, from the same stage 1 as `mini`: one codebook for all places, a Reverse Q-Former that gives
+"""SEED v1 on the mini's parts: one codebook for all places, a Reverse Q-Former that gives
 back states, rows of codes computed from the codebook. Our choices: patch features stand for the states of a prompt, as the
 mini denoiser reads no prompts; 1,024 entries; four layers in the Reverse Q-Former, as in `v1`."""
 

@@ -26,6 +26,7 @@ from rebus.diffusion.flow import flow_loss
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import load_denoiser, psnr
 from rebus.mini.frozen import Frozen, take
+from rebus.papers.seed.bank import bank_codes, read_vision
 from rebus.papers.seed.detokenizer import (
     SeedDetokenizer,
     SeedDetokenizerConfig,
@@ -33,7 +34,7 @@ from rebus.papers.seed.detokenizer import (
     StatesDetokenizerConfig,
     mini_detokenizer,
 )
-from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
+from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, V1_MINI
 from rebus.train import Losses, Optim, Stage, Trainable
@@ -101,7 +102,7 @@ def stage(config: Config, work: Path) -> Stage:
     data = Frozen(work)
     weights = [work / f"seed.{name}" / "weights.safetensors" for name in ("stage1_qformer", "stage2_codebook")]
     tokenizer = load_tokenizer(config.tokenizer, *weights)
-    tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
+    read_vision(tokenizer, data.vision)
     model = mini_detokenizer(config.detokenizer, tokenizer.eval().requires_grad_(False))
     denoiser, draft = load_denoiser(work / "mini.denoiser" / "weights.safetensors")
     model.denoiser.load_state_dict(denoiser.state_dict())

@@ -16,7 +16,7 @@ Dimension key: I images · S tokens of the vision encoder · N queries · C widt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +29,13 @@ from rebus.data.pairs import PairBatches, needed
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen
 from rebus.nn.text_tokenizer import read_tokenizer
+from rebus.papers.seed.bank import read_vision
 from rebus.papers.seed.blip2 import read_blip2
 from rebus.papers.seed.contrast import Gather, PairTraining
 from rebus.papers.seed.losses import ContrastiveHeads, contrastive_loss
 from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
-from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
+from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER, PLAIN_TOKENIZER
 from rebus.train import Losses, Optim, Stage, Trainable, parallel
 
 
@@ -91,8 +92,8 @@ CONFIGS = {
         optim=Optim(steps=1200, warmup=60, min_lr_ratio=0.02, weight_decay=0.05),
     ),
 }
-CONFIGS["v1-mini"] = CONFIGS["mini"]
-"""Stage 1 does not depend on what the codes will give back: SEED v1's mini goes on from the mini's."""
+CONFIGS["v1-mini"] = replace(CONFIGS["mini"], tokenizer=PLAIN_TOKENIZER)
+"""Stage 1 does not depend on what the codes will give back: SEED v1's mini has a codebook and a head of its own later."""
 
 
 class QFormerTraining(nn.Module):
@@ -107,14 +108,18 @@ class QFormerTraining(nn.Module):
         self.config = config
 
     def losses(self, x_ISC: Tensor, text_IT: Tensor, embedding_ID: Tensor) -> Losses:
-        """Features of the frozen vision encoder, sentence vectors, and the image embeddings to be rebuilt."""
+        """Features of the frozen vision encoder, sentence vectors, and the image embeddings to be rebuilt; by every query
+        where codes are to add up to them."""
         x_INC = self.tokenizer.causal_embeddings(x_ISC)
         text_IC = F.normalize(self.heads.text_proj(text_IT), dim=-1)
         contrast = contrastive_loss(
             self.heads.image(x_INC), text_IC, self.heads.temperature, smoothing=self.config.smoothing
         )
-        rebuilt_ID = self.tokenizer.embed_codes(self.tokenizer.codes_before(x_INC))
-        detail = F.mse_loss(rebuilt_ID, embedding_ID)
+        z_INE = self.tokenizer.codes_before(x_INC, self.tokenizer.start(x_ISC))
+        if self.config.tokenizer.codebook == "residual":
+            detail = (z_INE - embedding_ID[:, None]).square().mean()
+        else:
+            detail = F.mse_loss(self.tokenizer.embed_codes(z_INE), embedding_ID)
         total = contrast + self.config.detail_weight * detail
         return Losses(total, {"contrast": contrast, "detail": detail, "temperature": self.heads.temperature})
 
@@ -173,7 +178,7 @@ def on_bank(config: Config, work: Path) -> Stage:
     torch.manual_seed(config.seed)
     data = Frozen(work)
     module = QFormerTraining(config, text_width=data.array("captions", "train").shape[1])
-    module.tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
+    read_vision(module.tokenizer, data.vision)
 
     def step(module: QFormerTraining, i: np.ndarray) -> Losses:
         return module.losses(*data.rows("train", i, "tokens", "captions", "embeddings"))
@@ -184,12 +189,14 @@ def on_bank(config: Config, work: Path) -> Stage:
         x_INC, ids = module.tokenizer.causal_embeddings(x_ISC), data.caption_ids("val", singles)
         best = (module.heads.image(x_INC) @ F.normalize(module.heads.text_proj(text_IT), dim=-1).T).argmax(1)
         yield "val/r_at_1", (ids[best] == ids).float().mean().item()
-        rebuilt_ID = module.tokenizer.embed_codes(module.tokenizer.codes_before(x_INC))
+        z_INE = module.tokenizer.codes_before(x_INC, module.tokenizer.start(x_ISC))
+        rebuilt_ID = module.tokenizer.embed_codes(z_INE)
         yield "val/detail_mse", F.mse_loss(rebuilt_ID, embedding_ID).item()
 
     trained = ["heads.*", "tokenizer.vision_norm.*", "tokenizer.qformer.*"]
     if config.detail_weight:
-        parts = ("to_code", "from_code", "image_decoder", "head")
+        only_sums = config.tokenizer.codebook == "residual"  # these need no decoder before they are rounded
+        parts = ("to_code",) if only_sums else ("to_code", "from_code", "image_decoder", "head")
         trained += [f"tokenizer.{part}.*" for part in parts]
     return Stage(
         name="seed.stage1_qformer",

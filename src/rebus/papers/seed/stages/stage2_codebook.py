@@ -36,9 +36,10 @@ from rebus.mini.frozen import Frozen, take
 from rebus.nn.image_encoder import ClipImageEncoder
 from rebus.nn.quantize import CodeUsage, EmaQuantizer, usage
 from rebus.nn.text_encoder import PromptEncoder
+from rebus.papers.seed.bank import causal_embeddings, code_starts, cut, read_vision
 from rebus.papers.seed.losses import stage2_losses
 from rebus.papers.seed.pairs import load_vision
-from rebus.papers.seed.tokenizer import CodeDecoder, ReverseHead, SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import SHARED, CodeDecoder, ReverseHead, SeedTokenizer, SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER, V1_MINI
 from rebus.train import Losses, Optim, Stage, Trainable, parallel
 
@@ -69,6 +70,10 @@ class Config:
     """Steps after which unused entries are moved onto data; 0 never (the published training)."""
     ema: float | None = None
     """Decay of the running means that the codebook then follows instead of a gradient (the published training has none)."""
+    cut: float = 0.0
+    """Codes that add up: share of pictures that are given back from their first codes alone, as many as dice say."""
+    kmeans_pictures: int = 1024
+    """Pictures that the k-means centres are taken from."""
     batch: int = 16_384
     """Images of one step, over all processes."""
     lr: float = 1e-4
@@ -94,8 +99,10 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         tokenizer=MINI_TOKENIZER,
-        weights=(5.0, 5.0, 0.5),
+        weights=(1.0, 10.0, 0.5),
         kmeans=True,
+        kmeans_pictures=36_000,
+        cut=0.25,
         revive_every=50,
         batch=128,
         lr=1.5e-3,
@@ -143,11 +150,12 @@ class CodebookTraining(nn.Module):
         embedding_ID: Tensor,
         generator: torch.Generator,
         states_ILC: Tensor | None = None,
+        start_IE: Tensor | None = None,
     ) -> Losses:
         """Causal embeddings of the frozen Q-Former, and the image embeddings to be rebuilt; `states_ILC` are the caption's
-        text states, where these are rebuilt beside."""
+        text states, where these are rebuilt beside, `start_IE` where codes start, if not with the Q-Former."""
         tokenizer, config = self.tokenizer, self.config
-        z_INE = tokenizer.codes_before(x_INC)
+        z_INE = tokenizer.codes_before(x_INC, start_IE)
         if config.revive_every and int(self.usage.batches + 1) % config.revive_every == 0:
             tokenizer.quantizer.revive(self.usage.dead_K(), z_INE.detach().flatten(0, 1), generator)
         quantized = tokenizer.quantizer(z_INE)
@@ -156,7 +164,7 @@ class CodebookTraining(nn.Module):
             tokenizer.quantizer.update(z_INE.detach(), quantized.ids)
         terms = stage2_losses(
             quantized.loss,
-            tokenizer.embed_codes(quantized.x),
+            tokenizer.embed_codes(cut(quantized.x, config.cut) if config.cut else quantized.x),
             embedding_ID,
             tokenizer.reconstruct_embeddings(quantized.x),
             x_INC,
@@ -178,7 +186,7 @@ RUNNING_MEANS = ("quantizer.hits_K", "quantizer.sum_KC")
 def load_tokenizer(
     config: SeedTokenizerConfig,
     *files: Path,
-    untrained: Sequence[str] = ("visual_encoder.",),
+    untrained: Sequence[str] = SHARED,
     fresh: Sequence[str] = (),
 ) -> SeedTokenizer:
     """A tokenizer from the weights of its stages: a part that a later one trained is the later one's as a whole. What begins
@@ -201,23 +209,6 @@ def load_tokenizer(
     return tokenizer
 
 
-def causal_embeddings(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray:
-    """What the frozen Q-Former of stage 1 says of every picture of the bank, [N queries, C] each; computed once."""
-
-    def run(i: np.ndarray) -> Tensor:
-        return tokenizer.causal_embeddings(take(data.array("tokens", split), i))
-
-    return data.derive("seed_causal", split, run)
-
-
-def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray:
-    """The codes of every picture of the bank, int64 [N] each; computed once."""
-    causal = causal_embeddings(data, split, tokenizer)
-    return data.derive(
-        "seed_codes", split, lambda i: tokenizer.quantizer.encode(tokenizer.codes_before(take(causal, i)))
-    )
-
-
 def on_pairs(
     config: Config, work: Path, data: Path, vision: Path | None, clip: Path | None, prompts: Path | None
 ) -> Stage:
@@ -231,7 +222,7 @@ def on_pairs(
     module = CodebookTraining(config)
     first = work / "seed.stage1_qformer" / "weights.safetensors"
     own = tuple(f"{part}." for part in PARTS)
-    start = load_tokenizer(config.tokenizer, first, untrained=("visual_encoder.", *own))
+    start = load_tokenizer(config.tokenizer, first, untrained=(*SHARED, *own))
     load_vision(start, needed("vision", vision, "the vision encoder's weights (eva_vit_g.pth)"))
     kept = {name: x for name, x in start.state_dict().items() if not name.startswith(own)}
     module.tokenizer.load_state_dict({**module.tokenizer.state_dict(), **kept})
@@ -324,31 +315,36 @@ def on_bank(config: Config, work: Path) -> Stage:
     start = load_tokenizer(
         config.tokenizer,
         first,
-        untrained=("visual_encoder.", "quantizer.", "embedding_decoder."),
+        untrained=(*SHARED, *(f"{part}." for part in PARTS if part != "to_code")),
         fresh=("quantizer.", "head.") if config.target == "states" else (),
     ).eval()
-    start.visual_encoder.load_state_dict(data.vision.vit.state_dict())
+    read_vision(start, data.vision)
     module = CodebookTraining(config)
     module.tokenizer.load_state_dict({**module.tokenizer.state_dict(), **start.state_dict()})
 
-    def rows(split: str, i: np.ndarray) -> tuple[Tensor, Tensor]:
-        causal = causal_embeddings(data, split, start)
+    def rows(split: str, i: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
+        causal, starts = causal_embeddings(data, split, start), code_starts(data, split, i, start)
         if config.target == "states":
-            return take(causal, i), data.states(split, i)
-        return take(causal, i), take(data.array("embeddings", split), i)
+            return take(causal, i), data.states(split, i), starts
+        return take(causal, i), take(data.array("embeddings", split), i), starts
 
-    def first_rows(split: str) -> np.ndarray:
-        return np.arange(min(1024, len(data.bank(split))))
+    def first_rows(split: str, n: int = 1024) -> np.ndarray:
+        return np.arange(min(n, len(data.bank(split))))
+
+    def step(module: CodebookTraining, i: np.ndarray) -> Losses:
+        x_INC, target, start_IE = rows("train", i)
+        return module.losses(x_INC, target, generator, start_IE=start_IE)
 
     tokenizer, quantizer = module.tokenizer, module.tokenizer.quantizer
     if config.kmeans:
         with torch.no_grad():
-            z_INE = tokenizer.codes_before(rows("train", first_rows("train"))[0])
+            x_INC, _, start_IE = rows("train", first_rows("train", config.kmeans_pictures))
+            z_INE = tokenizer.codes_before(x_INC, start_IE)
             quantizer.start_from(z_INE.flatten(0, 1), generator)
 
     def evaluate() -> Iterator[tuple[str, float]]:
-        x_INC, embedding_ID = rows("val", first_rows("val"))
-        quantized = tokenizer.quantize(x_INC)
+        x_INC, embedding_ID, start_IE = rows("val", first_rows("val"))
+        quantized = tokenizer.quantize(x_INC, start_IE)
         yield "val/image_mse", F.mse_loss(tokenizer.embed_codes(quantized.x), embedding_ID).item()
         used, perplexity = usage(quantized.ids, config.tokenizer.codebook_size)
         yield "val/codes_used", float(used)
@@ -357,7 +353,7 @@ def on_bank(config: Config, work: Path) -> Stage:
     return Stage(
         name="seed.stage2_codebook",
         module=module,
-        step=lambda module, i: module.losses(*rows("train", i), generator),
+        step=step,
         trainable=learned(config),
         data=IndexBatches(len(data.bank("train")), config.batch, seed=config.seed),
         evals=[evaluate],

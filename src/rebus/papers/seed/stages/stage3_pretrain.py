@@ -39,10 +39,11 @@ from rebus.mini.frozen import Frozen
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.new_rows import CodebookRows, Rows
 from rebus.papers.seed import tuning
+from rebus.papers.seed.bank import bank_codes, read_vision
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import LanguageConfig, build_language, share_codebook
 from rebus.papers.seed.mixture import PRETRAIN as SOURCES
-from rebus.papers.seed.stages.stage2_codebook import bank_codes, load_tokenizer
+from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, V1_MINI, SeedConfig
 from rebus.sequence import Collated, collated
@@ -184,7 +185,7 @@ def training(
     data = Frozen(work)
     stages = [work / f"seed.{name}" / "weights.safetensors" for name in ("stage1_qformer", "stage2_codebook")]
     tokenizer = load_tokenizer(config.tokenizer, *stages)
-    tokenizer.visual_encoder.load_state_dict(data.vision.vit.state_dict())
+    read_vision(tokenizer, data.vision)
     if not isinstance(config.language, LanguageConfig):
         raise RebusError(
             "A merged language model has no rows nor adapters to train, but this system's is one. Give the stage a "

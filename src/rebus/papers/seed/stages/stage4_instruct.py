@@ -22,9 +22,10 @@ from typing import Literal
 import torch
 
 from rebus.data.emoji import INSTRUCT, EmojiDocuments
-from rebus.data.loader import Loader
+from rebus.data.loader import Addressed, Loader
 from rebus.data.pictures import load_pictures
 from rebus.evals.battery import GateConfig, ability_gates
+from rebus.mini.replay import WithReplies, base_replies
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
@@ -45,6 +46,9 @@ class Config:
     """The system whose language model is trained."""
     mix: Mapping[str, float] = field(default_factory=lambda: INSTRUCT)
     """Share of each kind of document of the embedded data."""
+    replies: float = 0.0
+    """Embedded data only: share of documents that are plain questions with the base model's own replies, so that it keeps
+    its words."""
     batch: int = 128
     """Documents of one step."""
     source_batch: int | None = None
@@ -74,6 +78,7 @@ CONFIGS = {
     "mini": Config(
         system=MINI,
         mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
+        replies=0.05,
         batch=16,
         pack=128,
         base_dtype="bf16",
@@ -115,13 +120,18 @@ def stage(
     module = training(
         config.system, work, template="chat", loss="reply", pack=config.pack, base_dtype=config.base_dtype
     )
+    replies = (
+        base_replies(work, System(module.grammar, module.lm)) if config.replies else []
+    )  # it has learned nothing yet
     started = language_weights(work / "seed.stage3_pretrain")
     left = set(started) ^ {name for name in module.lm.llm.state_dict() if name in started}
     module.lm.llm.load_state_dict(started, strict=False)
     if left:
         raise ValueError(f"Stage 3's weights are of another model: {sorted(left)[:3]}.")
     pictures = load_pictures(work / "emoji")
-    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    if replies:
+        documents = WithReplies(documents, replies, share=config.replies, seed=config.seed)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):

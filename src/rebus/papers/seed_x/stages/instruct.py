@@ -28,6 +28,7 @@ from rebus.checkpoint import config_from_json, load_system
 from rebus.data.loader import Loader
 from rebus.data.source_batches import SourceBatches, read_places
 from rebus.errors import RebusError
+from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import Template
 from rebus.packages import embedded as embedded_weights
 from rebus.papers.seed_x import embedded
@@ -43,7 +44,8 @@ from rebus.papers.seed_x.templates import TEMPLATES
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
 from rebus.papers.seed_x.variants import SeedXConfig
 from rebus.papers.seed_x.views import COMPREHENSION, EDIT, Grid
-from rebus.train import Evaluation, Optim, Stage, parallel
+from rebus.system import System
+from rebus.train import Evaluation, Gate, Optim, Stage, parallel
 
 NAME = "seed_x.instruct"
 Name = Literal["chat", "edit", "story", "layout", "try_on"]
@@ -101,6 +103,8 @@ class Config:
         )
     )
     """Optimiser and schedule."""
+    gates: GateConfig = field(default_factory=GateConfig)
+    """Embedded data only: what the run must not lose of captions and plain text."""
     seed: int = 42
     """Order of the documents and initial weights."""
 
@@ -125,6 +129,7 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
     """Needs the saved SEED-X `base`; without `data`, `work/emoji` too. Raises RebusError for a base that is none."""
     module, speciality = begin(config, base)
     evals: list[Evaluation] = []
+    gates: list[Gate] = []
     if data is not None:
         sources = INSTRUCT[config.speciality]
         batches: SourceBatches | Loader = SourceBatches(
@@ -149,6 +154,8 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
                     yield from figures(module, f"{split}/{kind}", [some[i] for i in range(config.measured)])
 
         evals = [evaluate]
+        system = System(module.grammar, module.lm, module.tokenizer)
+        gates = ability_gates(config.gates, system, pictures, {"caption": "describe"}, template="chat")
     return Stage(
         name=f"{NAME}.{config.speciality}",
         module=module,
@@ -157,6 +164,7 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
         trainable=trainable(config.lr, None, config.in_full),
         data=batches,
         evals=evals,
+        gates=gates,
         optim=config.optim,
         config={"stage": config, "speciality": speciality},
         generators={"choices": module.generator},

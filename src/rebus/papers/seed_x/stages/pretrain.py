@@ -33,6 +33,7 @@ from rebus.data.loader import Loader
 from rebus.data.pairs import needed
 from rebus.data.source_batches import SourceBatches, read_places
 from rebus.errors import RebusError
+from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.build import assemble
@@ -45,7 +46,8 @@ from rebus.papers.seed_x.templates import TEMPLATES
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
 from rebus.papers.seed_x.variants import LEARNING_17B, MINI, SeedXConfig
 from rebus.papers.seed_x.vision import VisionConfig
-from rebus.train import Evaluation, Optim, Stage, parallel
+from rebus.system import System
+from rebus.train import Evaluation, Gate, Optim, Stage, parallel
 
 NAME = "seed_x.pretrain"
 
@@ -100,6 +102,9 @@ class Config:
         )
     )
     """Optimiser and schedule."""
+    gates: GateConfig = field(default_factory=GateConfig)
+    """Embedded data only: what the run must not lose of captions and plain text. (Drawings are regressed: they have no
+    likelihood to choose by.)"""
     seed: int = 42
     """Order of the documents and initial weights."""
 
@@ -135,6 +140,7 @@ def stage(
         tokenizer.vision.trunk.load_state_dict(Frozen(work).vision.vit.state_dict())
     module = fresh(config, tokenizer, base, generator)
     evals: list[Evaluation] = []
+    gates: list[Gate] = []
     if data is not None:
         places = read_places(data, PRETRAIN)
         batches: SourceBatches | Loader = SourceBatches(
@@ -158,6 +164,8 @@ def stage(
                     yield from figures(module, f"{split}/{kind}", [some[i] for i in range(config.measured)])
 
         evals = [evaluate]
+        system = System(module.grammar, module.lm, tokenizer)
+        gates = ability_gates(config.gates, system, pictures, {"caption": "caption"}, template="plain")
     return Stage(
         name=NAME,
         module=module,
@@ -166,6 +174,7 @@ def stage(
         trainable=trainable(config.lr, config.row_lr, config.in_full),
         data=batches,
         evals=evals,
+        gates=gates,
         optim=config.optim,
         config=config,
         generators={"choices": module.generator},

@@ -1,0 +1,65 @@
+"""What SEED's tokenizer says of the pictures of the mini bank, computed once and read from arrays.
+
+Dimension key: I images · N queries · C width · E code width
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rebus.mini.frozen import Frozen, take
+from rebus.mini.vision import MiniVision
+from rebus.papers.seed.tokenizer import SeedTokenizer
+
+
+def read_vision(tokenizer: SeedTokenizer, vision: MiniVision) -> None:
+    """Gives a tokenizer the mini vision encoder, and where its codes start from what that reads of patches, this too."""
+    tokenizer.visual_encoder.load_state_dict(vision.vit.state_dict())
+    if tokenizer.code_start is not None:
+        own = vision.state_dict()
+        tokenizer.code_start.load_state_dict({name: own[name] for name in tokenizer.code_start.state_dict()})
+
+
+def causal_embeddings(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray:
+    """What the frozen Q-Former of stage 1 says of every picture of the bank, [N, C] each; computed once."""
+
+    def run(i: np.ndarray) -> Tensor:
+        return tokenizer.causal_embeddings(take(data.array("tokens", split), i))
+
+    return data.derive("seed_causal", split, run)
+
+
+def code_starts(data: Frozen, split: str, i: np.ndarray, tokenizer: SeedTokenizer) -> Tensor | None:
+    """Where the codes of the pictures `i` start, [I, E]; none where nothing but the Q-Former makes them."""
+    if tokenizer.code_start is None:
+        return None
+
+    def run(i: np.ndarray) -> Tensor:
+        start = tokenizer.start(take(data.array("tokens", split), i))
+        assert start is not None  # such is the tokenizer
+        return start
+
+    return take(data.derive("seed_starts", split, run), i)
+
+
+def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray:
+    """The codes of every picture of the bank, int64 [N] each; computed once."""
+    causal = causal_embeddings(data, split, tokenizer)
+
+    def run(i: np.ndarray) -> Tensor:
+        start_IE = code_starts(data, split, i, tokenizer)
+        return tokenizer.quantizer.encode(tokenizer.codes_before(take(causal, i), start_IE))
+
+    return data.derive("seed_codes", split, run)
+
+
+def cut(z_INE: Tensor, share: float) -> Tensor:
+    """Running sums of entries of which `share` of the pictures end early: from a random place on, the sum stays as it is.
+    So the way back to a picture learns to do with the first codes, and with last ones that say little."""
+    images, places = z_INE.shape[:2]
+    last_I1 = torch.randint(places, (images, 1), device=z_INE.device)
+    last_I1 = torch.where(torch.rand_like(last_I1, dtype=torch.float32) < share, last_I1, places - 1)
+    kept_IN = torch.minimum(torch.arange(places, device=z_INE.device)[None], last_I1)
+    return z_INE.gather(1, kept_IN[..., None].expand_as(z_INE))

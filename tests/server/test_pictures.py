@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+
 import openai
 import pytest
 from tests import tiny
 from tests.serving import QUICK, opened, png, running, url
 
+from rebus.apps.memory import recall
+from rebus.apps.replay import draw_again
 from rebus.apps.server.outgoing import Previews
 from rebus.apps.server.settings import ServerConfig
 from rebus.document import Document, Image, user
+from rebus.images import decode_image, note_of
 from rebus.sampling import Sampling
 from rebus.visual import Progress
 
@@ -22,6 +27,43 @@ def drawn(system, document: Document, seed: int) -> bytes:
     parts = system.stream(document, modality="image", sampling=sampling, generator=tiny.generator(seed))
     (image,) = [part for part in parts if isinstance(part, Image)]
     return image.pixels.tobytes()
+
+
+# ------------------------------------------------------------------------------------------------ what leaves remembers
+
+
+def remembered(server, **asked):
+    """The PNG file of a picture that the server draws, or another file."""
+    wished = {"prompt": "a cat", "response_format": "b64_json", "extra_body": {"seed": 5}, **asked}
+    data = server.client().images.generate(**wished).data
+    return base64.b64decode(data[0].b64_json)
+
+
+@pytest.mark.parametrize("model", ["seed:tiny", "seed_x:tiny"])
+def test_a_png_that_leaves_is_drawn_again_from_what_it_remembers(model, server, served):
+    file = remembered(server, model=model)
+    pixels = decode_image(file, name="a.png")
+    tokens, how = recall(note_of(file), pixels)
+    assert how.model == served[model].name and how.weights == served[model].weights
+    *_, again = draw_again(served[model], tokens, how)
+    assert again.pixels.tobytes() == pixels.tobytes()
+
+
+def test_other_files_and_sizes_remember_nothing(server):
+    for asked in ({"output_format": "webp"}, {"size": "96x96"}):
+        assert note_of(remembered(server, model="seed:tiny", **asked)) is None
+
+
+def test_chat_and_responses_remember_too(server):
+    client = server.client()
+    said = client.chat.completions.create(
+        model="seed:tiny", messages=[{"role": "user", "content": "a cat"}], modalities=["image"], seed=1
+    )
+    (part,) = (part for part in said.choices[0].message.model_extra["images"])
+    assert note_of(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
+    asked = client.responses.create(model="seed:tiny", input="a cat", tools=DRAW, tool_choice=DRAW[0])
+    (call,) = (item for item in asked.output if item.type == "image_generation_call")
+    assert note_of(base64.b64decode(call.result))
 
 
 # ------------------------------------------------------------------------------------------------ models and codes

@@ -113,7 +113,7 @@ async def segment_of(piece: str | Image | Box) -> dict[str, Any]:
             return {"type": "box", "box": [piece.cx, piece.cy, piece.w, piece.h]}
         case Image():
             assert piece.pixels is not None
-            return {"type": "image_url", "image_url": {"url": data_url(await base64_of(piece.pixels))}}
+            return {"type": "image_url", "image_url": {"url": data_url(await base64_of(piece))}}
 
 
 def add(segments: list[dict[str, Any]], segment: dict[str, Any]) -> None:

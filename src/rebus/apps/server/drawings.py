@@ -190,7 +190,7 @@ def usage_of_pictures(answers: Sequence[Answer]) -> dict[str, Any]:
 async def _picture(answer: Answer, asked: PictureRequest) -> dict[str, str]:
     async for piece in answer:
         if isinstance(piece, Image) and piece.pixels is not None:
-            text = await base64_of(piece.pixels, asked.output_format, asked.pixels)
+            text = await base64_of(piece, asked.output_format, asked.pixels)
             if asked.response_format == "url":
                 return {"url": data_url(text, asked.output_format)}
             return {"b64_json": text}
@@ -210,7 +210,7 @@ async def _stream(head: dict[str, Any], answers: Sequence[Answer], asked: Pictur
                     shown = {"partial_image_index": previews.shown - 1, "image_index": index, "b64_json": text}
                     yield {"type": f"{kind}.partial_image", **shown, **seen}
             elif isinstance(piece, Image) and piece.pixels is not None:
-                text = await base64_of(piece.pixels, asked.output_format, asked.pixels)
+                text = await base64_of(piece, asked.output_format, asked.pixels)
                 usage = usage_of_pictures([answer])
                 yield {"type": f"{kind}.completed", "image_index": index, "b64_json": text, "usage": usage, **seen}
 

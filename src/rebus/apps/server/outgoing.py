@@ -15,8 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rebus.apps.memory import remembering_png
 from rebus.apps.server.errors import ApiError, broken, too_slow
 from rebus.apps.server.settings import ServerConfig
+from rebus.document import Image
 from rebus.visual import Progress
 
 DEADLINE = "rebus.deadline"
@@ -25,16 +27,23 @@ DEADLINE = "rebus.deadline"
 FileFormat = Literal["png", "jpeg", "webp"]
 
 
-async def base64_of(picture: PIL.Image.Image, kind: FileFormat = "png", size: tuple[int, int] | None = None) -> str:
-    """The picture as a file in base64; `size` is the width and height that it is brought to."""
+async def base64_of(
+    picture: Image | PIL.Image.Image, kind: FileFormat = "png", size: tuple[int, int] | None = None
+) -> str:
+    """The picture as a file in base64; `size` is the width and height that it is brought to. A PNG of a picture that was
+    drawn, at the size in which it was, remembers how."""
     return await asyncio.to_thread(_base64_of, picture, kind, size)
 
 
-def _base64_of(picture: PIL.Image.Image, kind: FileFormat, size: tuple[int, int] | None) -> str:
-    if size is not None and picture.size != size:
-        picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)
+def _base64_of(picture: Image | PIL.Image.Image, kind: FileFormat, size: tuple[int, int] | None) -> str:
+    pixels = picture.pixels if isinstance(picture, Image) else picture
+    assert pixels is not None  # a reply's pictures have been drawn
+    if isinstance(picture, Image) and kind == "png" and size in (None, pixels.size):
+        return base64.b64encode(remembering_png(picture)).decode()
+    if size is not None and pixels.size != size:
+        pixels = pixels.resize(size, PIL.Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind.upper())
+    pixels.save(buffer, format=kind.upper())
     return base64.b64encode(buffer.getvalue()).decode()
 
 

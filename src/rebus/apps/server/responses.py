@@ -241,7 +241,7 @@ class Turn:
                     yield {"type": "response.image_generation_call.partial_image", **self._named(call), **shown}
                 continue
             assert piece.pixels is not None
-            call |= {"status": "completed", "result": await self._base64(piece.pixels)}
+            call |= {"status": "completed", "result": await self._base64(piece)}
             self.drawn[call["id"]] = piece
             yield {"type": "response.image_generation_call.completed", **self._named(call)}
             yield {"type": "response.output_item.done", "item": dict(call), "output_index": len(self.output) - 1}

@@ -20,7 +20,9 @@ from rebus.papers.seed.export import export_published
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT, PRETRAIN
 from rebus.papers.seed.pack import pack
+from rebus.papers.seed.spelling import mini
 from rebus.papers.seed.stages import stage1_qformer, stage2_codebook, stage3_full, stage3_pretrain, stage4_instruct
+from rebus.papers.seed.stages.stage3_pretrain import code_weights
 from rebus.sampling import Sampling
 from rebus.system import load
 from rebus.train import Optim, fit
@@ -96,3 +98,14 @@ def test_all_stages_leave_a_system_as_a_release_is(tmp_path: Path) -> None:
     assert (tmp_path / "out/eva_vit_g.pth").exists() and load_system(tmp_path / "whole").source.endswith(
         "stage4_instruct"
     )
+
+
+def test_the_first_codes_of_an_image_may_count_more() -> None:
+    config = mini(262, 12, per_image=4, per_query=True)
+    weights_V = code_weights(config, 276, 8.0)
+    codes = weights_V[262:274].view(4, 3)
+    assert (codes == codes[:, :1]).all() and codes[0, 0] / codes[3, 0] == pytest.approx(8)
+    assert codes.mean() == pytest.approx(1) and (weights_V[:262] == 1).all() and (weights_V[274:] == 1).all()
+    for refused in (code_weights, lambda config, vocabulary, _: code_weights(config, vocabulary, 0.0)):
+        with pytest.raises(RebusError, match="weighed by their place"):
+            refused(replace(config, per_query=refused is not code_weights), 276, 8.0)

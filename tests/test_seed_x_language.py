@@ -13,8 +13,8 @@ from tests import tiny
 
 from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
-from rebus.lm import Losses
 from rebus.evals.battery import GateConfig
+from rebus.lm import Losses
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.memory import Memory

@@ -149,6 +149,11 @@ def test_the_loss_is_that_of_the_whole_row_of_scores():
     log_probs = lm.llm.logits(hidden).log_softmax(-1)
     expected = -(log_probs[0, 1, 52] + log_probs[0, 2, 8]) / 2
     torch.testing.assert_close(next_token_loss(lm.llm, hidden, batch), expected)
+    weights = torch.ones(lm.llm.vocabulary)
+    weights[52] = 3.0
+    lm.weigh(weights)
+    torch.testing.assert_close(lm.train()(batch).text, -(3 * log_probs[0, 1, 52] + log_probs[0, 2, 8]) / 2)
+    torch.testing.assert_close(lm.eval()(batch).text, expected)  # what is measured is not weighed
     nothing = collate([Sequence([7, 8], [True, False])])
     loss = lm(nothing).total
     loss.backward()

@@ -67,6 +67,8 @@ class InterleavedLM(nn.Module):
     The projectors are modules of the two protocols above. `image_weight` weighs the regression loss (SEED-X: 6).
     """
 
+    word_weights_V: Tensor | None
+
     def __init__(
         self,
         llm: TextModel,
@@ -79,6 +81,11 @@ class InterleavedLM(nn.Module):
         self.input_projector = input_projector
         self.output_projector = output_projector
         self.image_weight = image_weight
+        self.register_buffer("word_weights_V", None, persistent=False)
+
+    def weigh(self, weights_V: Tensor | None) -> None:
+        """How much each word of the vocabulary counts in the loss while training; None, as at first: all alike."""
+        self.word_weights_V = weights_V
 
     def embed(self, batch: Batch) -> Tensor:
         """x_BLD: words looked up, and understood features written over their slots.
@@ -114,7 +121,8 @@ class InterleavedLM(nn.Module):
         what the batch holds."""
         over = over or batch.counts
         hidden_BLD = self.hidden(self.embed(batch), batch)
-        text = next_token_loss(self.llm, hidden_BLD, batch, over.words)
+        weights_V = self.word_weights_V if self.training else None
+        text = next_token_loss(self.llm, hidden_BLD, batch, over.words, weights_V)
         image = self._regression(hidden_BLD, batch, over.images)
         total = text if image is None else text + self.image_weight * image
         return Losses(total, text, image if over.images else None)
@@ -160,13 +168,19 @@ class InterleavedLM(nn.Module):
         return self.embed(collate([sequence]).to(self.llm.device))
 
 
-def next_token_loss(llm: TextModel, hidden_BLD: Tensor, batch: Batch, words: float | None = None) -> Tensor:
-    """Cross-entropy, in float32, of the words marked as targets, divided by `words` (none: by how many there are); logits
-    are computed only for these. Zero where a batch has none.
+def next_token_loss(
+    llm: TextModel,
+    hidden_BLD: Tensor,
+    batch: Batch,
+    words: float | None = None,
+    weights_V: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy, in float32, of the words marked as targets, each times its word's weight where such are given, divided
+    by `words` (none: by how many there are); logits are computed only for these. Zero where a batch has none.
     """
     target_BL = batch.target_BL[:, 1:]
     logits_TV = llm.logits(hidden_BLD[:, :-1][target_BL])
-    lost = F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL], reduction="sum")
+    lost = F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL], weights_V, reduction="sum")
     return lost / (words or max(1, len(logits_TV)))
 
 

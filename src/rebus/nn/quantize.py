@@ -148,6 +148,9 @@ class ResidualQuantizer(GroupedQuantizer):
     Ids stand for the running sums: `decode` gives for each place the sum of the entries up to it.
     """
 
+    DIRECTIONS = 16
+    """Of what is left at a place, along which k-means looks for neighbours."""
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """[…, N, C] → ids […, N]: for each place the nearest of its own entries to what is left there."""
@@ -161,12 +164,19 @@ class ResidualQuantizer(GroupedQuantizer):
     @torch.no_grad()
     def start_from(self, x_TC: Tensor, generator: torch.Generator | None = None, *, steps: int = 10) -> None:
         """Sets each place's entries to the k-means centres of what the places before it leave; `x_TC` is […, N, C] laid
-        flat."""
+        flat. Neighbours are sought along the directions in which that varies most: along all of them one centre would
+        take nearly everything, and the others single vectors."""
         x_TNC = x_TC.float().view(-1, self.places, x_TC.shape[-1])
         sum_TC, own = torch.zeros_like(x_TNC[:, 0]), len(self.codebook_KC) // self.places
         for place in range(self.places):
             left_TC = x_TNC[:, place] - sum_TC
-            centre_KC = kmeans(left_TC, own, generator, steps=steps)
+            along_TC = left_TC - left_TC.mean(0)
+            directions = torch.linalg.eigh(along_TC.T @ along_TC).eigenvectors[:, -self.DIRECTIONS :]
+            along_TC = along_TC @ directions
+            ids_T = nearest(along_TC, kmeans(along_TC, own, generator, steps=steps))
+            hits_K = torch.bincount(ids_T, minlength=own).clamp(min=1)
+            centre_KC = torch.zeros(own, x_TC.shape[-1], device=x_TC.device).index_add_(0, ids_T, left_TC)
+            centre_KC /= hits_K[:, None]
             self.codebook_KC[place * own : (place + 1) * own] = centre_KC
             sum_TC = sum_TC + centre_KC[nearest(left_TC, centre_KC)]
 

@@ -72,8 +72,9 @@ class Config:
     """Decay of the running means that the codebook then follows instead of a gradient (the published training has none)."""
     cut: float = 0.0
     """Codes that add up: share of pictures that are given back from their first codes alone, as many as dice say."""
-    kmeans_pictures: int = 1024
-    """Pictures that the k-means centres are taken from."""
+    kmeans_pictures: int | None = 1024
+    """Pictures of the bank that the k-means centres are taken from; none: all that show one thing, as those that show more
+    are further from each other and would take most centres."""
     batch: int = 16_384
     """Images of one step, over all processes."""
     lr: float = 1e-4
@@ -101,7 +102,7 @@ CONFIGS = {
         tokenizer=MINI_TOKENIZER,
         weights=(1.0, 10.0, 0.5),
         kmeans=True,
-        kmeans_pictures=36_000,
+        kmeans_pictures=None,
         cut=0.25,
         revive_every=50,
         batch=128,
@@ -338,7 +339,9 @@ def on_bank(config: Config, work: Path) -> Stage:
     tokenizer, quantizer = module.tokenizer, module.tokenizer.quantizer
     if config.kmeans:
         with torch.no_grad():
-            x_INC, _, start_IE = rows("train", first_rows("train", config.kmeans_pictures))
+            n = config.kmeans_pictures
+            chosen = data.singles("train", len(data.bank("train"))) if n is None else first_rows("train", n)
+            x_INC, _, start_IE = rows("train", chosen)
             z_INE = tokenizer.codes_before(x_INC, start_IE)
             quantizer.start_from(z_INE.flatten(0, 1), generator)
 

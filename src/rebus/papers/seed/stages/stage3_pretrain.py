@@ -43,6 +43,7 @@ from rebus.papers.seed.bank import bank_codes, read_vision
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import LanguageConfig, build_language, share_codebook
 from rebus.papers.seed.mixture import PRETRAIN as SOURCES
+from rebus.papers.seed.spelling import SeedGrammarConfig
 from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, V1_MINI, SeedConfig
@@ -72,6 +73,9 @@ class Config:
     """Documents of one step."""
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
+    emphasis: float = 1.0
+    """How many times as much an image's first code counts in the loss as its last, the others in between and 1 on the
+    average; for codes of which the first say the most. (The papers: all alike.)"""
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -111,6 +115,7 @@ CONFIGS = {
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         batch=16,
         pack=128,
+        emphasis=6.0,
         base_dtype="bf16",
         lr=1e-3,
         row_lr=2e-3,
@@ -180,6 +185,7 @@ def training(
     loss: LossKind,
     pack: int | None,
     base_dtype: Literal["fp32", "bf16"] = "fp32",
+    emphasis: float = 1.0,
 ) -> LanguageTraining:
     """The language model, its own parts fresh, with the tokenizer of stages 1 and 2."""
     data = Frozen(work)
@@ -194,7 +200,25 @@ def training(
     lm, text = build_language(config.language, dtype=torch.bfloat16 if base_dtype == "bf16" else torch.float32)
     share_codebook(lm, tokenizer.quantizer.codebook_KC)
     grammar = SeedGrammar(text, config.grammar, tokenizer.source)
+    if emphasis != 1.0:
+        lm.weigh(code_weights(grammar.config, grammar.vocabulary, emphasis))
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)
+
+
+def code_weights(config: SeedGrammarConfig, vocabulary: int, emphasis: float) -> Tensor:
+    """Weights of the words where the first code of an image counts `emphasis` times as much as the last; all of a place
+    alike, 1 on the average, as is every other word's. Raises RebusError where a code may stand anywhere."""
+    if not config.per_query or emphasis <= 0:
+        raise RebusError(
+            f"Codes are weighed by their place ({emphasis} to 1), which needs a number above 0 and places that have codes "
+            "of their own, but with this grammar any code may stand anywhere. Leave `emphasis` at 1."
+        )
+    places_N = torch.linspace(1, 0, config.per_image)
+    weights_N = emphasis**places_N
+    weights_V = torch.ones(vocabulary)
+    each = (weights_N / weights_N.mean()).repeat_interleave(config.codes // config.per_image)
+    weights_V[config.first_code : config.first_code + config.codes] = each
+    return weights_V
 
 
 def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | None) -> Stage:
@@ -236,6 +260,7 @@ def stage(
         loss=config.loss,
         pack=config.pack,
         base_dtype=config.base_dtype,
+        emphasis=config.emphasis,
     )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "captions":

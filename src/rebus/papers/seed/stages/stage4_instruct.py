@@ -53,6 +53,9 @@ class Config:
     """Documents of one step."""
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
+    emphasis: float = 1.0
+    """How many times as much an image's first code counts in the loss as its last, the others in between and 1 on the
+    average; for codes of which the first say the most. (The papers: all alike.)"""
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -79,6 +82,7 @@ CONFIGS = {
         system=MINI,
         mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
         replies=0.05,
+        emphasis=6.0,
         batch=16,
         pack=128,
         base_dtype="bf16",
@@ -118,7 +122,13 @@ def stage(
         return on_mixture(config, work, data, tokenizer, base)
     torch.manual_seed(config.seed)
     module = training(
-        config.system, work, template="chat", loss="reply", pack=config.pack, base_dtype=config.base_dtype
+        config.system,
+        work,
+        template="chat",
+        loss="reply",
+        pack=config.pack,
+        base_dtype=config.base_dtype,
+        emphasis=config.emphasis,
     )
     replies = (
         base_replies(work, System(module.grammar, module.lm)) if config.replies else []

@@ -7,7 +7,7 @@ import torch
 from tests import tiny
 
 from rebus.errors import RebusError
-from rebus.lm import InterleavedLM, next_token_loss
+from rebus.lm import InterleavedLM, Places, log_likelihoods, next_token_loss
 from rebus.sequence import Sequence, by_length, collate
 from rebus.visual import Features
 
@@ -158,6 +158,26 @@ def test_the_loss_is_that_of_the_whole_row_of_scores():
     loss = lm(nothing).total
     loss.backward()
     assert loss == 0
+
+
+def test_codes_may_compete_with_those_of_their_place_alone():
+    lm = InterleavedLM(tiny.text_model("llama"))
+    first = lm.llm.words
+    lm.close(Places(1, 2, 2))  # new words 1 and 2 stand first, 3 and 4 second
+    ids = [5, first + 2, first + 3, 8]
+    batch = collate([Sequence(ids, [False, True, True, True])])
+    hidden = lm.hidden(lm.embed(batch), batch)
+    logits = lm.llm.logits(hidden)[0]
+    expected = (
+        logits[0, first + 1 : first + 3].log_softmax(0)[1]
+        + logits[1, first + 3 : first + 5].log_softmax(0)[0]
+        + logits[2].log_softmax(0)[8]
+    )
+    torch.testing.assert_close(next_token_loss(lm.llm, hidden, batch, places=lm.places), -expected / 3)
+    torch.testing.assert_close(lm(batch).text, -expected / 3)
+    torch.testing.assert_close(log_likelihoods(lm, batch), expected[None])
+    only = collate([Sequence([5, first + 1], [False, True])])
+    assert lm(only).total.item() > 0
 
 
 def test_vectors_that_do_not_fit_their_slots():

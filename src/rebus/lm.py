@@ -61,6 +61,16 @@ class Losses:
     """the output projector's regression loss; None where there is no image to regress"""
 
 
+@dataclass(frozen=True)
+class Places:
+    """New words that the grammar allows at one place of an image each: `places` blocks of `each` words, one behind the other
+    from the new word `first` on (the first new word is 0)."""
+
+    first: int
+    places: int
+    each: int
+
+
 class InterleavedLM(nn.Module):
     """A causal language model that reads and writes words and, through its projectors, vectors of images.
 
@@ -82,6 +92,12 @@ class InterleavedLM(nn.Module):
         self.output_projector = output_projector
         self.image_weight = image_weight
         self.register_buffer("word_weights_V", None, persistent=False)
+        self.places: Places | None = None
+
+    def close(self, places: Places | None) -> None:
+        """Codes then compete with those of their own place alone, which are all that the grammar lets the model choose from,
+        and not with the whole vocabulary; None, as at first: with all words."""
+        self.places = places
 
     def weigh(self, weights_V: Tensor | None) -> None:
         """How much each word of the vocabulary counts in the loss while training; None, as at first: all alike."""
@@ -122,7 +138,7 @@ class InterleavedLM(nn.Module):
         over = over or batch.counts
         hidden_BLD = self.hidden(self.embed(batch), batch)
         weights_V = self.word_weights_V if self.training else None
-        text = next_token_loss(self.llm, hidden_BLD, batch, over.words, weights_V)
+        text = next_token_loss(self.llm, hidden_BLD, batch, over.words, weights_V, self.places)
         image = self._regression(hidden_BLD, batch, over.images)
         total = text if image is None else text + self.image_weight * image
         return Losses(total, text, image if over.images else None)
@@ -174,14 +190,38 @@ def next_token_loss(
     batch: Batch,
     words: float | None = None,
     weights_V: Tensor | None = None,
+    places: Places | None = None,
 ) -> Tensor:
     """Cross-entropy, in float32, of the words marked as targets, each times its word's weight where such are given, divided
     by `words` (none: by how many there are); logits are computed only for these. Zero where a batch has none.
     """
     target_BL = batch.target_BL[:, 1:]
-    logits_TV = llm.logits(hidden_BLD[:, :-1][target_BL])
-    lost = F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL], weights_V, reduction="sum")
-    return lost / (words or max(1, len(logits_TV)))
+    ids_T = batch.ids_BL[:, 1:][target_BL]
+    lost_T = _lost(llm, hidden_BLD[:, :-1][target_BL], ids_T, places)
+    if weights_V is not None:
+        lost_T = lost_T * weights_V[ids_T]
+    return lost_T.sum() / (words or max(1, len(ids_T)))
+
+
+def _lost(llm: TextModel, hidden_TD: Tensor, ids_T: Tensor, places: Places | None) -> Tensor:
+    """What each word cost, in nats, in their order."""
+    if places is None:
+        return F.cross_entropy(llm.logits(hidden_TD).float(), ids_T, reduction="none")
+    code_T = ids_T - llm.words - places.first
+    coded_T = (code_T >= 0) & (code_T < places.places * places.each)
+    lost_T = torch.zeros(len(ids_T), device=ids_T.device)
+    open_T = (~coded_T).nonzero().flatten()
+    if len(open_T):
+        open_lost = F.cross_entropy(llm.logits(hidden_TD[open_T]).float(), ids_T[open_T], reduction="none")
+        lost_T = lost_T.index_put((open_T,), open_lost)
+    closed_T = coded_T.nonzero().flatten()
+    if len(closed_T):
+        last = places.first + places.places * places.each
+        logits_TK = llm.new_logits(hidden_TD[closed_T])[:, places.first : last].float()
+        place_T, which_T = code_T[closed_T] // places.each, code_T[closed_T] % places.each
+        own_TE = logits_TK.unflatten(1, (places.places, places.each))[torch.arange(len(place_T)), place_T]
+        lost_T = lost_T.index_put((closed_T,), F.cross_entropy(own_TE, which_T, reduction="none"))
+    return lost_T
 
 
 @torch.no_grad()
@@ -189,7 +229,6 @@ def log_likelihoods(lm: InterleavedLM, batch: Batch) -> Tensor:
     """Of each sequence of a batch, the summed log-probability of its target words: for choosing among given answers."""
     hidden_BLD = lm.hidden(lm.embed(batch), batch)
     target_BL = batch.target_BL[:, 1:]
-    logits_TV = lm.llm.logits(hidden_BLD[:, :-1][target_BL])
-    lost_T = F.cross_entropy(logits_TV.float(), batch.ids_BL[:, 1:][target_BL], reduction="none")
+    lost_T = _lost(lm.llm, hidden_BLD[:, :-1][target_BL], batch.ids_BL[:, 1:][target_BL], lm.places)
     totals_N = torch.zeros(len(batch.places), device=lost_T.device)
     return totals_N.index_add(0, batch.documents_BL[:, 1:][target_BL], -lost_T)

@@ -131,8 +131,13 @@ class TextModel(nn.Module):
         old_TV = self.base.get_output_embeddings()(hidden_TD)
         if self.rows is None:
             return old_TV
-        new_TV = F.linear(hidden_TD, self.rows.output.table().to(hidden_TD.dtype))
-        return torch.cat([old_TV, new_TV.to(old_TV.dtype)], -1)
+        return torch.cat([old_TV, self.new_logits(hidden_TD).to(old_TV.dtype)], -1)
+
+    def new_logits(self, hidden_TD: Tensor) -> Tensor:
+        """hidden_TD → logits over the new words alone. Raises ValueError for a model without such."""
+        if self.rows is None:
+            raise ValueError("This model has no rows for new words; it was merged, or never had any.")
+        return F.linear(hidden_TD, self.rows.output.table().to(hidden_TD.dtype))
 
     def row_cache(self, rows: int, capacity: int) -> RowCache:
         """An empty cache for `rows` sequences of at most `capacity` tokens each."""

@@ -34,7 +34,7 @@ from rebus.document import Document
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import InterleavedLM, Losses
+from rebus.lm import InterleavedLM, Losses, Places
 from rebus.mini.frozen import Frozen
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.new_rows import CodebookRows, Rows
@@ -73,6 +73,9 @@ class Config:
     """Documents of one step."""
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
+    rivals: Literal["all", "place"] = "all"
+    """Which words a code competes with in the loss: with `all` (the papers), or with the codes of its own `place`, which
+    are all that the grammar lets the model choose from; for codes whose places have codes of their own."""
     emphasis: float = 1.0
     """How many times as much an image's first code counts in the loss as its last, the others in between and 1 on the
     average; for codes of which the first say the most. (The papers: all alike.)"""
@@ -116,6 +119,7 @@ CONFIGS = {
         batch=16,
         pack=128,
         emphasis=6.0,
+        rivals="place",
         base_dtype="bf16",
         lr=1e-3,
         row_lr=2e-3,
@@ -186,6 +190,7 @@ def training(
     pack: int | None,
     base_dtype: Literal["fp32", "bf16"] = "fp32",
     emphasis: float = 1.0,
+    rivals: Literal["all", "place"] = "all",
 ) -> LanguageTraining:
     """The language model, its own parts fresh, with the tokenizer of stages 1 and 2."""
     data = Frozen(work)
@@ -202,23 +207,33 @@ def training(
     grammar = SeedGrammar(text, config.grammar, tokenizer.source)
     if emphasis != 1.0:
         lm.weigh(code_weights(grammar.config, grammar.vocabulary, emphasis))
+    if rivals == "place":
+        lm.close(code_places(grammar.config, text.words))
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)
 
 
 def code_weights(config: SeedGrammarConfig, vocabulary: int, emphasis: float) -> Tensor:
     """Weights of the words where the first code of an image counts `emphasis` times as much as the last; all of a place
     alike, 1 on the average, as is every other word's. Raises RebusError where a code may stand anywhere."""
-    if not config.per_query or emphasis <= 0:
-        raise RebusError(
-            f"Codes are weighed by their place ({emphasis} to 1), which needs a number above 0 and places that have codes "
-            "of their own, but with this grammar any code may stand anywhere. Leave `emphasis` at 1."
-        )
+    if emphasis <= 0:
+        raise RebusError(f"The first code's weight must be above 0, but it is {emphasis}. Use 1 to weigh all alike.")
+    code_places(config, config.first_code)
     places_N = torch.linspace(1, 0, config.per_image)
     weights_N = emphasis**places_N
     weights_V = torch.ones(vocabulary)
     each = (weights_N / weights_N.mean()).repeat_interleave(config.codes // config.per_image)
     weights_V[config.first_code : config.first_code + config.codes] = each
     return weights_V
+
+
+def code_places(config: SeedGrammarConfig, words: int) -> Places:
+    """Which codes stand where in an image. Raises RebusError where any may stand anywhere."""
+    if not config.per_query:
+        raise RebusError(
+            "The loss tells an image's codes apart by their places, but with this grammar any code may stand anywhere. "
+            "Leave `emphasis` at 1 and `rivals` at `all`, or give each place codes of its own."
+        )
+    return Places(config.first_code - words, config.per_image, config.codes // config.per_image)
 
 
 def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | None) -> Stage:
@@ -261,6 +276,7 @@ def stage(
         pack=config.pack,
         base_dtype=config.base_dtype,
         emphasis=config.emphasis,
+        rivals=config.rivals,
     )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "captions":

@@ -53,6 +53,9 @@ class Config:
     """Documents of one step."""
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
+    rivals: Literal["all", "place"] = "all"
+    """Which words a code competes with in the loss: with `all` (the papers), or with the codes of its own `place`, which
+    are all that the grammar lets the model choose from; for codes whose places have codes of their own."""
     emphasis: float = 1.0
     """How many times as much an image's first code counts in the loss as its last, the others in between and 1 on the
     average; for codes of which the first say the most. (The papers: all alike.)"""
@@ -83,6 +86,7 @@ CONFIGS = {
         mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
         replies=0.05,
         emphasis=6.0,
+        rivals="place",
         batch=16,
         pack=128,
         base_dtype="bf16",
@@ -129,6 +133,7 @@ def stage(
         pack=config.pack,
         base_dtype=config.base_dtype,
         emphasis=config.emphasis,
+        rivals=config.rivals,
     )
     replies = (
         base_replies(work, System(module.grammar, module.lm)) if config.replies else []

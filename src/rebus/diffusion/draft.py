@@ -62,8 +62,8 @@ class DraftDecoder(nn.Module):
         side = config.start * 2 ** len(rest)
         self.linear = nn.Linear(config.vector_width, config.latent_channels * side**2) if config.linear else None
         if config.linear:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def fit_linear(self, vector_TC: Tensor, latent_Tchw: Tensor, *, ridge: float = 1e-3) -> None:

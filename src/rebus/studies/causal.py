@@ -178,7 +178,9 @@ class CausalArm:
 
     def rounded(self, start: SeedTokenizer) -> SeedTokenizer:
         """Stage 2: the codebook, and the way back to the image embedding."""
-        config = replace(stage2_codebook.CONFIGS["mini"], tokenizer=self.tokenizer_config, seed=self.seed)
+        config = replace(
+            stage2_codebook.CONFIGS["v1-mini"], target="image", tokenizer=self.tokenizer_config, seed=self.seed
+        )
         generator = torch.Generator().manual_seed(self.seed)
         module = CodebookTraining(config)
         self.shape(module.tokenizer)

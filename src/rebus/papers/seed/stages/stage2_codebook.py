@@ -140,6 +140,11 @@ class CodebookTraining(nn.Module):
             ema = EmaQuantizer(size, width, beta=config.tokenizer.commitment, decay=config.ema)
             ema.codebook_KC.copy_(self.tokenizer.quantizer.codebook_KC.detach())
             self.tokenizer.quantizer = ema
+        if config.cut and config.tokenizer.codebook != "residual":
+            raise RebusError(
+                f"Only codes that add up can be cut short, but cut={config.cut} was asked for with the codebook "
+                f"{config.tokenizer.codebook!r}. Leave it at 0, or choose `residual`."
+            )
         if config.text_weight:
             queries, state = config.text_states
             reverse = replace(config.tokenizer, head="reverse", reverse_queries=queries, image_width=state)

@@ -27,7 +27,7 @@ from rebus.papers.seed.detokenizer import (
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import MergedLanguageConfig, build_language, merged_language, share_codebook
 from rebus.papers.seed.published_decoder import TextLikeConfig, TextLikeDetokenizer, UnclipConfig, UnclipDetokenizer
-from rebus.papers.seed.tokenizer import SHARED, SeedTokenizer
+from rebus.papers.seed.tokenizer import SHARED, TRAINING_ONLY, SeedTokenizer
 from rebus.papers.seed.variants import SeedConfig
 from rebus.system import System
 
@@ -56,6 +56,8 @@ def build(
     with contextlib.nullcontext() if saved is None else without_weights():
         tokenizer = SeedTokenizer(config.tokenizer, source=source, generator=generator)
     if saved is not None:
+        if not any(name.startswith(TRAINING_ONLY) for name in saved.tensors("tokenizer")):
+            tokenizer.embedding_decoder = None
         load_module(tokenizer, *tokenizer_layers(saved, shared), dtype=torch.float32)
     number = dtype or fast_dtype(device)
     lm, text = _language(config, saved, "lm" in parts, base=base_llm, dtype=number, generator=generator)

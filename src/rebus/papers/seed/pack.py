@@ -8,7 +8,7 @@ import torch
 
 from rebus.checkpoint import SavedSystem, config_to_json, load_system, save_system
 from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
-from rebus.papers.seed.tokenizer import SHARED
+from rebus.papers.seed.tokenizer import SHARED, TRAINING_ONLY
 from rebus.papers.seed.trained import pack_trained
 from rebus.papers.seed.variants import VARIANTS
 from rebus.train.packing import Places, gather, spread
@@ -21,20 +21,22 @@ PLACES: Places = {
 }
 V1_PLACES: Places = {**PLACES, "lm": PLACES["lm"][:1]}
 """SEED v1 has no stage 4."""
+LEFT_OUT = (*SHARED, TRAINING_ONLY)
+"""How the names begin of what is not the tokenizer's own, or of no use any more."""
 DRAWN = ("denoiser.", "draft.", "unclip.")
 """How the names begin of what is the detokenizer's own; the codec and the codes are other parts'."""
 
 
 def pack(work: Path, folder: Path, variant: str = "mini") -> SavedSystem:
     """Writes `folder` from the weights of the stages under `work`, numbers as float16. The later stage's tensors are
-    laid over the earlier's; shared parts are left to the base (`rebus.mini.pack`). Variants without shared parts are
+    laid over the earlier's; shared parts are left to the base (`rebus.mini.pack`), and what only training asks for is left out. Variants without shared parts are
     written by `pack_trained`."""
     config = VARIANTS[variant]
     if config.base is None or config.weights is None:
         return pack_trained(work, folder, variant)
     parts = gather(work, places(variant))
     tokenizer = load_tokenizer(config.tokenizer, *(work / stage / "weights.safetensors" for stage in TOKENIZER))
-    parts["tokenizer"] = {k: x for k, x in tokenizer.state_dict().items() if not k.startswith(SHARED)}
+    parts["tokenizer"] = {k: x for k, x in tokenizer.state_dict().items() if not k.startswith(LEFT_OUT)}
     parts["detokenizer"] = {name: x for name, x in parts["detokenizer"].items() if name.startswith(DRAWN)}
     source = f"trained by runs/{config.weights.replace('-', '_')}.sh"
     system = SavedSystem(name=f"seed:{variant}", config=config_to_json(config), source=source, base=config.base)

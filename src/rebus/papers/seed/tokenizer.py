@@ -28,6 +28,8 @@ from rebus.visual import Codes, Purpose
 
 SHARED = ("visual_encoder.", "code_start.")
 """How the names of tensors begin that a mini has from the shared vision encoder."""
+TRAINING_ONLY = "embedding_decoder."
+"""How the names begin of what only stage 2 asks for; saved weights may lack it."""
 AT_ONCE = 64
 """Images that `encode` puts through the vision encoder together."""
 
@@ -242,7 +244,7 @@ class SeedTokenizer(nn.Module):
         self.quantizer = _quantizer(config, generator)
         self.from_code = nn.Sequential(nn.Linear(code, code), nn.Tanh(), nn.Linear(code, width))
         self.image_decoder = CodeDecoder(config, generator)
-        self.embedding_decoder = CodeDecoder(config, generator)
+        self.embedding_decoder: CodeDecoder | None = CodeDecoder(config, generator)
         head = MLPHead if config.head == "mlp" else ReverseHead
         self.head: MLPHead | ReverseHead = head(config, generator)
         init_linears_by_width(self.to_code, generator)
@@ -308,7 +310,13 @@ class SeedTokenizer(nn.Module):
         return self.embed_codes(self.quantizer.decode(ids_IN))
 
     def reconstruct_embeddings(self, z_INE: Tensor) -> Tensor:
-        """Entries → causal embeddings x_INC as rebuilt from them; only training asks for this."""
+        """Entries → causal embeddings x_INC as rebuilt from them; only training asks for this. Raises RebusError for a
+        tokenizer whose weights were saved without that part."""
+        if self.embedding_decoder is None:
+            raise RebusError(
+                f"The weights of {self.source} were saved without what rebuilds causal embeddings, which only training "
+                "asks for. Train stage 2 from stage 1's weights."
+            )
         return self.embedding_decoder(self.from_code(z_INE))
 
     # -------------------------------------------------------------------------------------- documents

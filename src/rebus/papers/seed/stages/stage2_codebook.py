@@ -39,7 +39,14 @@ from rebus.nn.text_encoder import PromptEncoder
 from rebus.papers.seed.bank import causal_embeddings, code_starts, cut, read_vision
 from rebus.papers.seed.losses import stage2_losses
 from rebus.papers.seed.pairs import load_vision
-from rebus.papers.seed.tokenizer import SHARED, CodeDecoder, ReverseHead, SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import (
+    SHARED,
+    TRAINING_ONLY,
+    CodeDecoder,
+    ReverseHead,
+    SeedTokenizer,
+    SeedTokenizerConfig,
+)
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER, V1_MINI
 from rebus.train import Losses, Optim, Stage, Trainable, parallel
 
@@ -192,7 +199,7 @@ RUNNING_MEANS = ("quantizer.hits_K", "quantizer.sum_KC")
 def load_tokenizer(
     config: SeedTokenizerConfig,
     *files: Path,
-    untrained: Sequence[str] = SHARED,
+    untrained: Sequence[str] = (*SHARED, TRAINING_ONLY),
     fresh: Sequence[str] = (),
 ) -> SeedTokenizer:
     """A tokenizer from the weights of its stages: a part that a later one trained is the later one's as a whole. What begins

@@ -31,7 +31,7 @@ from rebus.papers.seed.spelling import v1_mini
 from rebus.papers.seed.stages import detokenizer, stage1_qformer, stage2_codebook, stage3_pretrain
 from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining
 from rebus.papers.seed.tokenizer import SeedTokenizer
-from rebus.papers.seed.variants import MINI_TOKENIZER, TINY, V1_MINI, VARIANTS, SeedConfig
+from rebus.papers.seed.variants import PLAIN_TOKENIZER, TINY, V1_MINI, VARIANTS, SeedConfig
 from rebus.sampling import Sampling
 from rebus.system import load
 from rebus.train import Optim, Stage, fit
@@ -40,7 +40,7 @@ from rebus.visual import Codes, ImageSampling
 SHORT = Optim(steps=1, precision="fp32")
 CODES = 32
 FIRST = replace(
-    MINI_TOKENIZER,
+    PLAIN_TOKENIZER,
     qformer=QFormerConfig(queries=4, width=32, depth=2, heads=2, mlp_hidden=64, source_width=192, dropout=0.0),
     codebook_size=64,
     code_width=8,

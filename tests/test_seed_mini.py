@@ -1,0 +1,135 @@
+"""seed:mini's stages at tiny size: codes that add up to the image embedding, from the first stage to a system that draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from tests.tiny import generator
+
+from lavit_mini import write_work
+from rebus.document import Document, Image, assistant, user
+from rebus.errors import RebusError
+from rebus.mini.frozen import Frozen
+from rebus.mini.pack import pack as pack_shared
+from rebus.papers.seed import pack as packing
+from rebus.papers.seed.bank import bank_codes, code_starts
+from rebus.papers.seed.language import LanguageConfig
+from rebus.papers.seed.pack import pack, unpack
+from rebus.papers.seed.qformer import QFormerConfig
+from rebus.papers.seed.spelling import mini
+from rebus.papers.seed.stages import detokenizer, stage1_qformer, stage2_codebook, stage3_pretrain, stage4_instruct
+from rebus.papers.seed.variants import MINI, MINI_TOKENIZER, TINY
+from rebus.sampling import Sampling
+from rebus.system import load
+from rebus.train import Optim, Stage, fit
+from rebus.visual import ImageSampling
+
+SHORT = Optim(steps=1, precision="fp32")
+TOKENIZER = replace(
+    MINI_TOKENIZER,
+    qformer=QFormerConfig(queries=4, width=32, depth=2, heads=2, mlp_hidden=64, source_width=192, dropout=0.0),
+    codebook_size=16,
+    decoder_depth=1,
+    decoder_heads=2,
+    decoder_hidden=64,
+    head_widths=(8, 4),
+)
+SYSTEM = replace(
+    MINI,
+    tokenizer=TOKENIZER,
+    grammar=mini(262, 16, 4, per_query=True),
+    language=LanguageConfig(base=TINY.language.base, new_words=18, lora_rank=2, lora_alpha=4),
+    detokenizer=replace(MINI.detokenizer, steps=2),
+)
+TUNED = {"system": SYSTEM, "batch": 2, "base_dtype": "fp32", "optim": SHORT, "lr": 1e-2, "row_lr": 1e-2}
+CHAIN = {
+    stage1_qformer: {"tokenizer": TOKENIZER, "batch": 4, "optim": SHORT},
+    stage2_codebook: {"tokenizer": TOKENIZER, "batch": 4, "optim": SHORT},
+    detokenizer: {"tokenizer": TOKENIZER, "batch": 2, "steps": 1},
+    stage3_pretrain: TUNED | {"mix": {"caption": 0.5, "draw": 0.5}},
+    stage4_instruct: TUNED | {"mix": {"describe": 0.5, "request": 0.5}, "replies": 0.0},
+}
+
+
+@dataclass
+class Trained:
+    """A work folder after all stages, and these."""
+
+    work: Path
+    stages: dict[str, Stage]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    work, stages = write_work(tmp_path_factory.mktemp("work")), {}
+    for module, told in CHAIN.items():
+        stage = module.stage(replace(module.CONFIGS["mini"], **told), work)
+        stage.evals = stage.evals if module in (stage1_qformer, stage2_codebook, detokenizer) else []
+        stages[stage.name] = stage
+        fit(stage, work / stage.name, device="cpu")
+    return Trained(work, stages)
+
+
+def test_codes_start_from_what_the_vision_encoder_reads_of_looks(trained: Trained) -> None:
+    data, tokenizer = Frozen(trained.work), trained.stages["seed.detokenizer"].module.detokenizer.codes
+    some = np.arange(3)
+    (embedding,) = data.rows("train", some, "embeddings")
+    start = code_starts(data, "train", some, tokenizer)
+    wide = data.vision.config.components
+    torch.testing.assert_close(start[:, :wide], embedding[:, :wide], atol=2e-2, rtol=2e-2)  # in half precision
+    assert not start[:, wide:].any() and embedding[:, wide:].any()
+    ids = torch.from_numpy(bank_codes(data, "train", tokenizer)[some].copy())
+    assert (ids // 4 == torch.arange(4)).all()
+
+
+def test_the_language_model_is_told_of_places(trained: Trained) -> None:
+    for name in ("seed.stage3_pretrain", "seed.stage4_instruct"):
+        lm = trained.stages[name].module.lm
+        assert (lm.places.first, lm.places.places, lm.places.each) == (0, 4, 4)
+        weights = lm.word_weights_V[262:278]
+        assert weights[0] / weights[15] == pytest.approx(6) and weights.mean() == pytest.approx(1)
+
+
+def test_the_system_is_packed_loaded_and_unpacked(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(packing.VARIANTS, "mini", SYSTEM)
+    pack_shared(trained.work, tmp_path / "mini")
+    saved = pack(trained.work, tmp_path / "seed-mini")
+    left_out = ("visual_encoder.", "code_start.", "embedding_decoder.")
+    assert not [name for name in saved.tensors("tokenizer") if name.startswith(left_out)]
+    system = load("seed:mini", weights=tmp_path / "seed-mini", dtype=torch.float32)
+    picture = Image(PIL.Image.linear_gradient("L").convert("RGB"))
+    (read,) = system.tokenizer.encode([picture], {"generation"})
+    theirs = trained.stages["seed.detokenizer"].module.detokenizer.codes
+    pixels = theirs.pixels([picture])
+    start = theirs.start(theirs.features(pixels))
+    torch.testing.assert_close(system.tokenizer.start(system.tokenizer.features(pixels)), start, atol=2e-2, rtol=2e-2)
+    with pytest.raises(RebusError, match="saved without what rebuilds causal embeddings"):
+        system.tokenizer.reconstruct_embeddings(torch.zeros(1, 4, 512))
+    asked = Document((user(picture, "a ramp"),))
+    (said,) = system.generate([asked], modality="image", sampling=Sampling(max_new_tokens=12))
+    assert said.images[0].pixels.size == (64, 64)
+    assert (said.images[0].generated.ids_N // 4 == torch.arange(4)).all()
+    (drawn,) = (p for p in system.draw([read], [None], [generator(0)], ImageSampling()) if isinstance(p, Image))
+    assert drawn.pixels.size == (64, 64)
+
+    again = tmp_path / "again"
+    unpack(tmp_path / "seed-mini", again)
+    for name in ("mini.vision", "mini.vae", "mini.denoiser", "bank", "cache", "emoji"):
+        (again / name).symlink_to(trained.work / name)
+    for module in (stage2_codebook, stage4_instruct):  # training goes on from there
+        stage = module.stage(replace(module.CONFIGS["mini"], **CHAIN[module]), again)
+        losses = stage.module([Document((user("a"), assistant("b")))]) if module is stage4_instruct else None
+        assert losses is None or torch.isfinite(losses.total)
+
+
+def test_a_codebook_whose_entries_stand_alone_is_not_cut(trained: Trained) -> None:
+    alone = replace(TOKENIZER, codebook="per_query")
+    with pytest.raises(RebusError, match="Only codes that add up can be cut short, but cut=0.25"):
+        stage2_codebook.CodebookTraining(replace(stage2_codebook.CONFIGS["mini"], tokenizer=alone))

@@ -51,10 +51,10 @@ class Turn:
 
 
 SCRIPT = (
-    Turn("What is in this picture?", shows="red-apple-noto.png", answer="text"),
+    Turn("What is in this picture?", shows="dog-fluent-3d.png", answer="text"),
     Turn("Which group does this belong to?", answer="text"),
     Turn("What is in this picture?", shows="rocket-noto.png", answer="text", anew=True),
-    Turn("Draw a rose in Noto style.", answer="image", anew=True),
+    Turn("Draw a red apple in Noto style.", answer="image", anew=True),
     Turn("Draw the same in Fluent 3D style.", answer="image"),
     Turn("Give me two examples from animals and nature, each with a picture.", anew=True),
 )
@@ -75,7 +75,7 @@ OTHERS = ("lavit:mini",)
 """Models that have their say behind the first, where their weights are there."""
 SHORT = (
     Turn("What is in this picture?", shows="red-apple-noto.png", answer="text"),
-    Turn("Draw a rose in Noto style.", answer="image", anew=True),
+    Turn("Draw a red apple in Noto style.", answer="image", anew=True),
 )
 """What they are asked."""
 

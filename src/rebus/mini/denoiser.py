@@ -52,7 +52,7 @@ class Config:
     """Pictures that the linear reading of a draft is fitted to."""
     batch: int = 48
     """Pictures of one step."""
-    steps: int = 800
+    steps: int = 1500
     """Optimiser steps."""
     lr: float = 8e-4
     """Peak learning rate."""

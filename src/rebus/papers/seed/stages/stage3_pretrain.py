@@ -124,7 +124,7 @@ CONFIGS = {
         lr=1e-3,
         row_lr=2e-3,
         in_full=(),
-        optim=Optim(steps=274, warmup=0.04, min_lr_ratio=0.3, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=300, warmup=0.04, min_lr_ratio=0.3, betas=(0.9, 0.95), weight_decay=0.01),
     ),
     "v1-mini": Config(
         system=V1_MINI,

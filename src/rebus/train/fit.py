@@ -113,7 +113,9 @@ def fit(
         parallel.together(lambda: describe(stage, folder, seed, table, watcher.note), main=True)
         journal = parallel.together(lambda: log.Journal(folder, run.step, writes=parallel.main_process()))
         assert journal is not None
-        gates = Gates.of(stage.gates, folder, run.step)
+        # together: a process that read the log late would take what another has measured since for an earlier run's
+        gates = parallel.together(lambda: Gates.of(stage.gates, folder, run.step))
+        assert gates is not None
         figures = functools.partial(measure, model=model)
         losses: list[float] = []
         saved_at = run.step if resumed else -1

@@ -219,7 +219,8 @@ def _lost(llm: TextModel, hidden_TD: Tensor, ids_T: Tensor, places: Places | Non
         last = places.first + places.places * places.each
         logits_TK = llm.new_logits(hidden_TD[closed_T])[:, places.first : last].float()
         place_T, which_T = code_T[closed_T] // places.each, code_T[closed_T] % places.each
-        own_TE = logits_TK.unflatten(1, (places.places, places.each))[torch.arange(len(place_T)), place_T]
+        each_T = torch.arange(len(place_T), device=place_T.device)
+        own_TE = logits_TK.unflatten(1, (places.places, places.each))[each_T, place_T]
         lost_T = lost_T.index_put((closed_T,), F.cross_entropy(own_TE, which_T, reduction="none"))
     return lost_T
 

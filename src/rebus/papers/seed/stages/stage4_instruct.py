@@ -135,9 +135,8 @@ def stage(
         emphasis=config.emphasis,
         rivals=config.rivals,
     )
-    replies = (
-        base_replies(work, System(module.grammar, module.lm)) if config.replies else []
-    )  # it has learned nothing yet
+    # before stage 3's weights are read: until then it is the base model
+    replies = base_replies(work, System(module.grammar, module.lm)) if config.replies else []
     started = language_weights(work / "seed.stage3_pretrain")
     left = set(started) ^ {name for name in module.lm.llm.state_dict() if name in started}
     module.lm.llm.load_state_dict(started, strict=False)

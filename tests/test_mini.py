@@ -15,7 +15,7 @@ from rebus.document import Document, assistant, user
 from rebus.mini.bank import IndexBatches, cached, in_batches
 from rebus.mini.llm import _half_split
 from rebus.mini.replay import WithReplies, base_replies, prompts, whole
-from rebus.mini.vision import CONFIGS, Components, MiniVision
+from rebus.mini.vision import CONFIGS, MiniVision, PrincipalComponents
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.text_tokenizer import ByteTokenizer
 
@@ -67,9 +67,9 @@ def test_the_embedding_of_mini_vit_has_components_and_a_vector_of_meaning_and_kn
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         _, embedding = vision(torch.cat([pixels, pixels.flip(-1)]))
-    assert embedding.shape == (4, config.components + config.meaning)
+    assert embedding.shape == (4, config.components + config.contrast)
     meaning = embedding[:, config.components :]
-    torch.testing.assert_close(meaning.square().mean(1).sqrt(), torch.full((4,), config.meaning_gain))
+    torch.testing.assert_close(meaning.square().mean(1).sqrt(), torch.full((4,), config.contrast_gain))
     for half in (embedding[:, : config.components], meaning):
         assert (half[0] - half[2]).abs().max() > 0.05  # a mirrored picture is another picture
 
@@ -78,7 +78,7 @@ def test_principal_components_count_as_they_do_in_pixels() -> None:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     pixels = torch.randn(200, 6, generator=generator) @ torch.randn(6, 27, generator=generator)
-    components = Components(pixels + 3, 6)
+    components = PrincipalComponents(pixels + 3, 6)
     looks = components((pixels + 3).view(200, 3, 3, 3))
     torch.testing.assert_close(looks.square().mean(), torch.tensor(1.0), atol=1e-2, rtol=0)
     torch.testing.assert_close(components.picture(looks), pixels + 3, atol=1e-3, rtol=0)

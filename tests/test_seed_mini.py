@@ -131,5 +131,5 @@ def test_the_system_is_packed_loaded_and_unpacked(
 
 def test_a_codebook_whose_entries_stand_alone_is_not_cut(trained: Trained) -> None:
     alone = replace(TOKENIZER, codebook="per_query")
-    with pytest.raises(RebusError, match="Only codes that add up can be cut short, but cut=0.25"):
+    with pytest.raises(RebusError, match="Only codes that add up can be dropped from the end, but nested_dropout=0.25"):
         stage2_codebook.CodebookTraining(replace(stage2_codebook.CONFIGS["mini"], tokenizer=alone))

@@ -11,7 +11,7 @@ import torch
 from rebus.document import Image
 from rebus.errors import RebusError
 from rebus.nn.vit import ViT, ViTConfig
-from rebus.papers.seed.bank import cut
+from rebus.papers.seed.bank import nested_dropout
 from rebus.papers.seed.qformer import QFormerConfig
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
 from rebus.visual import Codes
@@ -107,12 +107,14 @@ def test_codes_that_add_up_begin_as_a_reading_of_patches_and_are_the_embedding_b
 def test_codes_that_add_up_are_as_wide_as_the_embedding() -> None:
     with pytest.raises(RebusError, match="width is 4 and the embedding's 10"):
         tokenizer(replace(ADDING, code_width=4))
+    with pytest.raises(RebusError, match="width 10 cannot start from a reading of width 11"):
+        tokenizer(replace(ADDING, start_width=11))
 
 
 def test_cutting_keeps_the_sum_from_some_place_on() -> None:
     z_INE = torch.arange(6.0)[None, :, None].expand(400, 6, 2)
     torch.manual_seed(0)
-    whole, half = cut(z_INE, 0.0), cut(z_INE, 0.5)
+    whole, half = nested_dropout(z_INE, 0.0), nested_dropout(z_INE, 0.5)
     assert torch.equal(whole, z_INE)
     assert (half.diff(dim=1) >= 0).all() and torch.equal(half.diff(dim=1) > 0, half[:, 1:] == z_INE[:, 1:])
     assert 0.35 < (half[:, -1, 0] < 5).float().mean() < 0.5  # five places of six end early

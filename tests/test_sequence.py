@@ -7,7 +7,7 @@ import torch
 from tests import tiny
 
 from rebus.errors import RebusError
-from rebus.lm import InterleavedLM, Places, log_likelihoods, next_token_loss
+from rebus.lm import CodePositions, InterleavedLM, log_likelihoods, next_token_loss
 from rebus.sequence import Sequence, by_length, collate
 from rebus.visual import Features
 
@@ -151,7 +151,7 @@ def test_the_loss_is_that_of_the_whole_row_of_scores():
     torch.testing.assert_close(next_token_loss(lm.llm, hidden, batch), expected)
     weights = torch.ones(lm.llm.vocabulary)
     weights[52] = 3.0
-    lm.weigh(weights)
+    lm.weigh_words(weights)
     torch.testing.assert_close(lm.train()(batch).text, -(3 * log_probs[0, 1, 52] + log_probs[0, 2, 8]) / 2)
     torch.testing.assert_close(lm.eval()(batch).text, expected)  # what is measured is not weighed
     nothing = collate([Sequence([7, 8], [True, False])])
@@ -163,7 +163,7 @@ def test_the_loss_is_that_of_the_whole_row_of_scores():
 def test_codes_may_compete_with_those_of_their_place_alone():
     lm = InterleavedLM(tiny.text_model("llama"))
     first = lm.llm.words
-    lm.close(Places(1, 2, 2))  # new words 1 and 2 stand first, 3 and 4 second
+    lm.restrict_codes(CodePositions(1, 2, 2))  # new words 1 and 2 stand first, 3 and 4 second
     ids = [5, first + 2, first + 3, 8]
     batch = collate([Sequence(ids, [False, True, True, True])])
     hidden = lm.hidden(lm.embed(batch), batch)

@@ -62,7 +62,7 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Places:
+class CodePositions:
     """New words that the grammar allows at one place of an image each: `places` blocks of `each` words, one behind the other
     from the new word `first` on (the first new word is 0)."""
 
@@ -92,14 +92,14 @@ class InterleavedLM(nn.Module):
         self.output_projector = output_projector
         self.image_weight = image_weight
         self.register_buffer("word_weights_V", None, persistent=False)
-        self.places: Places | None = None
+        self.places: CodePositions | None = None
 
-    def close(self, places: Places | None) -> None:
+    def restrict_codes(self, places: CodePositions | None) -> None:
         """Codes then compete with those of their own place alone, which are all that the grammar lets the model choose from,
         and not with the whole vocabulary; None, as at first: with all words."""
         self.places = places
 
-    def weigh(self, weights_V: Tensor | None) -> None:
+    def weigh_words(self, weights_V: Tensor | None) -> None:
         """How much each word of the vocabulary counts in the loss while training; None, as at first: all alike."""
         self.word_weights_V = weights_V
 
@@ -190,7 +190,7 @@ def next_token_loss(
     batch: Batch,
     words: float | None = None,
     weights_V: Tensor | None = None,
-    places: Places | None = None,
+    places: CodePositions | None = None,
 ) -> Tensor:
     """Cross-entropy, in float32, of the words marked as targets, each times its word's weight where such are given, divided
     by `words` (none: by how many there are); logits are computed only for these. Zero where a batch has none.
@@ -203,7 +203,7 @@ def next_token_loss(
     return lost_T.sum() / (words or max(1, len(ids_T)))
 
 
-def _lost(llm: TextModel, hidden_TD: Tensor, ids_T: Tensor, places: Places | None) -> Tensor:
+def _lost(llm: TextModel, hidden_TD: Tensor, ids_T: Tensor, places: CodePositions | None) -> Tensor:
     """What each word cost, in nats, in their order."""
     if places is None:
         return F.cross_entropy(llm.logits(hidden_TD).float(), ids_T, reduction="none")

@@ -40,9 +40,9 @@ class VisionConfig:
     """The transformer."""
     components: int = 384
     """Principal components in the image embedding."""
-    meaning: int = 128
+    contrast: int = 128
     """Width of the contrastive vector in it."""
-    meaning_gain: float = 1.0
+    contrast_gain: float = 1.0
     """Root mean square of a number of the contrastive vector; a component's is 1 on the average."""
     per_patch: int = 16
     """Numbers of each patch that reach the image embedding, so that it knows where things are."""
@@ -50,7 +50,7 @@ class VisionConfig:
     @property
     def embedding(self) -> int:
         """Width of the image embedding."""
-        return self.components + self.meaning
+        return self.components + self.contrast_head
 
 
 class MiniVision(nn.Module):
@@ -63,16 +63,16 @@ class MiniVision(nn.Module):
         self.vit = ViT(config.vit)
         self.norm = nn.LayerNorm(width)
         self.patch_down = nn.Linear(width, config.per_patch)
-        self.looks = nn.Linear(patches * config.per_patch, config.components)
-        self.meaning = nn.Linear(patches * config.per_patch + width, config.meaning)
+        self.component_head = nn.Linear(patches * config.per_patch, config.components)
+        self.contrast_head = nn.Linear(patches * config.per_patch + width, config.contrast)
 
     def embed(self, x_INC: Tensor) -> Tensor:
         """The image embedding [I, D] of the transformer's output."""
         x_INC = self.norm(x_INC)
         flat = rearrange(self.patch_down(x_INC[:, 1:]), "i n k -> i (n k)")
-        meaning = F.normalize(self.meaning(torch.cat([x_INC[:, 0], flat], dim=-1)).float(), dim=-1)
-        gain = self.config.meaning_gain * math.sqrt(self.config.meaning)
-        return torch.cat([self.looks(flat).float(), gain * meaning], dim=-1)
+        meaning = F.normalize(self.contrast_head(torch.cat([x_INC[:, 0], flat], dim=-1)).float(), dim=-1)
+        gain = self.config.contrast_gain * math.sqrt(self.config.contrast)
+        return torch.cat([self.component_head(flat).float(), gain * meaning], dim=-1)
 
     def forward(self, pixels_I3hw: Tensor) -> tuple[Tensor, Tensor]:
         """Token vectors [I, N, C] and the image embedding [I, D]."""
@@ -105,7 +105,7 @@ class Config:
 CONFIGS = {"mini": Config()}
 
 
-class Components(nn.Module):
+class PrincipalComponents(nn.Module):
     """The principal components of pictures, scaled so that their mean square is 1."""
 
     mean_X: Tensor
@@ -124,21 +124,21 @@ class Components(nn.Module):
         """The components [I, P] of pictures."""
         return (pixels_I3HW.flatten(1) - self.mean_X) @ self.basis_XP / self.square
 
-    def picture(self, looks_IP: Tensor) -> Tensor:
+    def picture(self, components_IP: Tensor) -> Tensor:
         """The pictures [I, X] of components, laid flat."""
-        return self.mean_X + looks_IP @ self.basis_XP.T
+        return self.mean_X + components_IP @ self.basis_XP.T
 
 
 class VisionTraining(nn.Module):
     """The encoder with the heads that only training needs."""
 
-    def __init__(self, config: Config, text_width: int, components: Components) -> None:
+    def __init__(self, config: Config, text_width: int, components: PrincipalComponents) -> None:
         super().__init__()
         vit = config.vision.vit
         self.vision = MiniVision(config.vision)
         self.components = components
         self.patch_pixels = nn.Linear(vit.width, 3 * vit.patch**2)
-        self.text_proj = nn.Linear(text_width, config.vision.meaning)
+        self.text_proj = nn.Linear(text_width, config.vision.contrast)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.config = config
 
@@ -177,7 +177,7 @@ def stage(config: Config, work: Path) -> Stage:
     text = caption_vectors(work, train, "train")
     caption_ids = np.unique(np.array(train.captions), return_inverse=True)[1]
     some = train.pixels(np.arange(min(config.component_pictures, len(train)))).flatten(1)
-    module = VisionTraining(config, text.shape[1], Components(some, config.vision.components))
+    module = VisionTraining(config, text.shape[1], PrincipalComponents(some, config.vision.components))
 
     def step(module: VisionTraining, i: np.ndarray) -> Losses:
         same = torch.from_numpy(caption_ids[i][:, None] == caption_ids[i][None])

@@ -55,7 +55,7 @@ def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray
     return data.derive("seed_codes", split, run)
 
 
-def cut(z_INE: Tensor, share: float) -> Tensor:
+def nested_dropout(z_INE: Tensor, share: float) -> Tensor:
     """Running sums of entries of which `share` of the pictures end early: from a random place on, the sum stays as it is.
     So the way back to a picture learns to do with the first codes, and with last ones that say little."""
     images, places = z_INE.shape[:2]

@@ -79,7 +79,7 @@ def official(config: SeedConfig) -> SeedConfig:
     return replace(config, detokenizer=replace(config.detokenizer, latents="fixed"))
 
 
-START = ("norm.", "patch_down.", "looks.")
+START = ("norm.", "patch_down.", "component_head.")
 """How the tensors of the shared vision encoder begin from which codes start."""
 Drawer = MiniDetokenizer | UnclipDetokenizer | TextLikeDetokenizer
 

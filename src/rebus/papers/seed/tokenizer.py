@@ -133,14 +133,14 @@ class CodeStart(nn.Module):
         vision, numbers = config.vision, config.start_per_patch
         self.norm = nn.LayerNorm(vision.width)
         self.patch_down = nn.Linear(vision.width, numbers)
-        self.looks = nn.Linear(vision.grid**2 * numbers, config.start_width)
+        self.component_head = nn.Linear(vision.grid**2 * numbers, config.start_width)
         self.left = config.code_width - config.start_width
         self.class_token = vision.class_token
 
     def forward(self, x_ISC: Tensor) -> Tensor:
         """x_ISC → [I, E], zeros where the Q-Former alone speaks."""
         patches = self.patch_down(self.norm(x_ISC[:, int(self.class_token) :]))
-        return nn.functional.pad(self.looks(patches.flatten(1)), (0, self.left))
+        return nn.functional.pad(self.component_head(patches.flatten(1)), (0, self.left))
 
 
 class CodeDecoder(nn.Module):
@@ -233,6 +233,11 @@ class SeedTokenizer(nn.Module):
             raise RebusError(
                 "Codes that add up to the image embedding must be as wide as it, but the codebook's width is "
                 f"{code} and the embedding's {config.image_width}. Set `code_width` to `image_width`."
+            )
+        if not 0 <= config.start_width <= code:
+            raise RebusError(
+                f"Codes of width {code} cannot start from a reading of width {config.start_width}. Set `start_width` to 0 "
+                f"to {code}."
             )
         self.config = config
         self.source = source

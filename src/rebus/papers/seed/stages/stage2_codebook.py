@@ -36,7 +36,7 @@ from rebus.mini.frozen import Frozen, take
 from rebus.nn.image_encoder import ClipImageEncoder
 from rebus.nn.quantize import CodeUsage, EmaQuantizer, usage
 from rebus.nn.text_encoder import PromptEncoder
-from rebus.papers.seed.bank import causal_embeddings, code_starts, cut, read_vision
+from rebus.papers.seed.bank import causal_embeddings, code_starts, nested_dropout, read_vision
 from rebus.papers.seed.losses import stage2_losses
 from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.tokenizer import (
@@ -77,7 +77,7 @@ class Config:
     """Steps after which unused entries are moved onto data; 0 never (the published training)."""
     ema: float | None = None
     """Decay of the running means that the codebook then follows instead of a gradient (the published training has none)."""
-    cut: float = 0.0
+    nested_dropout: float = 0.0
     """Codes that add up: share of pictures that are given back from their first codes alone, as many as dice say."""
     kmeans_pictures: int | None = 1024
     """Pictures of the bank that the k-means centres are taken from; none: all that show one thing, as those that show more
@@ -110,7 +110,7 @@ CONFIGS = {
         weights=(1.0, 10.0, 0.5),
         kmeans=True,
         kmeans_pictures=None,
-        cut=0.25,
+        nested_dropout=0.25,
         revive_every=50,
         batch=128,
         lr=1.5e-3,
@@ -147,9 +147,9 @@ class CodebookTraining(nn.Module):
             ema = EmaQuantizer(size, width, beta=config.tokenizer.commitment, decay=config.ema)
             ema.codebook_KC.copy_(self.tokenizer.quantizer.codebook_KC.detach())
             self.tokenizer.quantizer = ema
-        if config.cut and config.tokenizer.codebook != "residual":
+        if config.nested_dropout and config.tokenizer.codebook != "residual":
             raise RebusError(
-                f"Only codes that add up can be cut short, but cut={config.cut} was asked for with the codebook "
+                f"Only codes that add up can be dropped from the end, but nested_dropout={config.nested_dropout} was asked for with the codebook "
                 f"{config.tokenizer.codebook!r}. Leave it at 0, or choose `residual`."
             )
         if config.text_weight:
@@ -177,7 +177,9 @@ class CodebookTraining(nn.Module):
             tokenizer.quantizer.update(z_INE.detach(), quantized.ids)
         terms = stage2_losses(
             quantized.loss,
-            tokenizer.embed_codes(cut(quantized.x, config.cut) if config.cut else quantized.x),
+            tokenizer.embed_codes(
+                nested_dropout(quantized.x, config.nested_dropout) if config.nested_dropout else quantized.x
+            ),
             embedding_ID,
             tokenizer.reconstruct_embeddings(quantized.x),
             x_INC,

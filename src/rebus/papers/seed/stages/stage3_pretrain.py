@@ -34,7 +34,7 @@ from rebus.document import Document
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import InterleavedLM, Losses, Places
+from rebus.lm import CodePositions, InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.new_rows import CodebookRows, Rows
@@ -73,10 +73,10 @@ class Config:
     """Documents of one step."""
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
-    rivals: Literal["all", "place"] = "all"
-    """Which words a code competes with in the loss: with `all` (the papers), or with the codes of its own `place`, which
+    code_softmax: Literal["vocabulary", "position"] = "vocabulary"
+    """What the softmax of a code is over in the loss: the `vocabulary` (the papers), or the codes of its own `position`, which
     are all that the grammar lets the model choose from; for codes whose places have codes of their own."""
-    emphasis: float = 1.0
+    first_code_weight: float = 1.0
     """How many times as much an image's first code counts in the loss as its last, the others in between and 1 on the
     average; for codes of which the first say the most. (The papers: all alike.)"""
     pack: int | None = None
@@ -118,8 +118,8 @@ CONFIGS = {
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         batch=16,
         pack=128,
-        emphasis=6.0,
-        rivals="place",
+        first_code_weight=6.0,
+        code_softmax="position",
         base_dtype="bf16",
         lr=1e-3,
         row_lr=2e-3,
@@ -189,8 +189,8 @@ def training(
     loss: LossKind,
     pack: int | None,
     base_dtype: Literal["fp32", "bf16"] = "fp32",
-    emphasis: float = 1.0,
-    rivals: Literal["all", "place"] = "all",
+    first_code_weight: float = 1.0,
+    code_softmax: Literal["vocabulary", "position"] = "vocabulary",
 ) -> LanguageTraining:
     """The language model, its own parts fresh, with the tokenizer of stages 1 and 2."""
     data = Frozen(work)
@@ -205,35 +205,37 @@ def training(
     lm, text = build_language(config.language, dtype=torch.bfloat16 if base_dtype == "bf16" else torch.float32)
     share_codebook(lm, tokenizer.quantizer.codebook_KC)
     grammar = SeedGrammar(text, config.grammar, tokenizer.source)
-    if emphasis != 1.0:
-        lm.weigh(code_weights(grammar.config, grammar.vocabulary, emphasis))
-    if rivals == "place":
-        lm.close(code_places(grammar.config, text.words))
+    if first_code_weight != 1.0:
+        lm.weigh_words(code_weights(grammar.config, grammar.vocabulary, first_code_weight))
+    if code_softmax == "position":
+        lm.restrict_codes(code_positions(grammar.config, text.words))
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)
 
 
-def code_weights(config: SeedGrammarConfig, vocabulary: int, emphasis: float) -> Tensor:
-    """Weights of the words where the first code of an image counts `emphasis` times as much as the last; all of a place
+def code_weights(config: SeedGrammarConfig, vocabulary: int, first_code_weight: float) -> Tensor:
+    """Weights of the words where the first code of an image counts `first_code_weight` times as much as the last; all of a place
     alike, 1 on the average, as is every other word's. Raises RebusError where a code may stand anywhere."""
-    if emphasis <= 0:
-        raise RebusError(f"The first code's weight must be above 0, but it is {emphasis}. Use 1 to weigh all alike.")
-    code_places(config, config.first_code)
+    if first_code_weight <= 0:
+        raise RebusError(
+            f"The first code's weight must be above 0, but it is {first_code_weight}. Use 1 to weigh all alike."
+        )
+    code_positions(config, config.first_code)
     places_N = torch.linspace(1, 0, config.per_image)
-    weights_N = emphasis**places_N
+    weights_N = first_code_weight**places_N
     weights_V = torch.ones(vocabulary)
     each = (weights_N / weights_N.mean()).repeat_interleave(config.codes // config.per_image)
     weights_V[config.first_code : config.first_code + config.codes] = each
     return weights_V
 
 
-def code_places(config: SeedGrammarConfig, words: int) -> Places:
+def code_positions(config: SeedGrammarConfig, words: int) -> CodePositions:
     """Which codes stand where in an image. Raises RebusError where any may stand anywhere."""
     if not config.per_query:
         raise RebusError(
             "The loss tells an image's codes apart by their places, but with this grammar any code may stand anywhere. "
-            "Leave `emphasis` at 1 and `rivals` at `all`, or give each place codes of its own."
+            "Leave `first_code_weight` at 1 and `code_softmax` at `vocabulary`, or give each place codes of its own."
         )
-    return Places(config.first_code - words, config.per_image, config.codes // config.per_image)
+    return CodePositions(config.first_code - words, config.per_image, config.codes // config.per_image)
 
 
 def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | None) -> Stage:
@@ -275,8 +277,8 @@ def stage(
         loss=config.loss,
         pack=config.pack,
         base_dtype=config.base_dtype,
-        emphasis=config.emphasis,
-        rivals=config.rivals,
+        first_code_weight=config.first_code_weight,
+        code_softmax=config.code_softmax,
     )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "captions":

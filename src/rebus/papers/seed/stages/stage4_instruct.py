@@ -53,10 +53,10 @@ class Config:
     """Documents of one step."""
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
-    rivals: Literal["all", "place"] = "all"
-    """Which words a code competes with in the loss: with `all` (the papers), or with the codes of its own `place`, which
+    code_softmax: Literal["vocabulary", "position"] = "vocabulary"
+    """What the softmax of a code is over in the loss: the `vocabulary` (the papers), or the codes of its own `position`, which
     are all that the grammar lets the model choose from; for codes whose places have codes of their own."""
-    emphasis: float = 1.0
+    first_code_weight: float = 1.0
     """How many times as much an image's first code counts in the loss as its last, the others in between and 1 on the
     average; for codes of which the first say the most. (The papers: all alike.)"""
     pack: int | None = None
@@ -85,8 +85,8 @@ CONFIGS = {
         system=MINI,
         mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
         replies=0.05,
-        emphasis=6.0,
-        rivals="place",
+        first_code_weight=6.0,
+        code_softmax="position",
         batch=16,
         pack=128,
         base_dtype="bf16",
@@ -132,8 +132,8 @@ def stage(
         loss="reply",
         pack=config.pack,
         base_dtype=config.base_dtype,
-        emphasis=config.emphasis,
-        rivals=config.rivals,
+        first_code_weight=config.first_code_weight,
+        code_softmax=config.code_softmax,
     )
     # before stage 3's weights are read: until then it is the base model
     replies = base_replies(work, System(module.grammar, module.lm)) if config.replies else []

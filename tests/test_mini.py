@@ -67,7 +67,7 @@ def test_the_embedding_of_mini_vit_has_components_and_a_vector_of_meaning_and_kn
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         _, embedding = vision(torch.cat([pixels, pixels.flip(-1)]))
-    assert embedding.shape == (4, config.components + config.contrast)
+    assert embedding.shape == (4, config.components + config.contrast) == (4, config.embedding)
     meaning = embedding[:, config.components :]
     torch.testing.assert_close(meaning.square().mean(1).sqrt(), torch.full((4,), config.contrast_gain))
     for half in (embedding[:, : config.components], meaning):

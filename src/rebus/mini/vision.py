@@ -50,7 +50,7 @@ class VisionConfig:
     @property
     def embedding(self) -> int:
         """Width of the image embedding."""
-        return self.components + self.contrast_head
+        return self.components + self.contrast
 
 
 class MiniVision(nn.Module):

@@ -112,7 +112,7 @@ def test_plain_replies_are_mixed_in_by_position_and_none_is_asked_in_the_evaluat
     held = json.loads(files("rebus.evals").joinpath("plain_text.json").read_text())
     assert len(set(prompts())) == len(prompts()) >= 400 and not set(prompts()) & set(held["prompts"])
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "base_replies.json").write_text(json.dumps([["What are bees good for?", "Honey."]]))
+    (tmp_path / "cache" / "base_replies.json").write_text(json.dumps([["What is the use of bees?", "Honey."]]))
     replies = base_replies(tmp_path, None)  # type: ignore[arg-type]  # nothing is asked again
     emoji = Document((user("Draw a cat."), assistant("No.")))
     mixed = WithReplies([emoji] * 2000, replies, share=0.1, seed=3)

@@ -24,7 +24,7 @@ from rebus.nn.image_encoder import ClipImageEncoder
 from rebus.nn.text_tokenizer import read_tokenizer
 from rebus.papers.seed.convert import BLIP2_RULES
 from rebus.papers.seed.losses import ContrastiveHeads, hard_negatives
-from rebus.papers.seed.pairs import bert_words
+from rebus.papers.seed.pairs import bert_words, load_vision
 from rebus.papers.seed.qformer import QFormer, TextBranch
 from rebus.papers.seed.stages import stage1_qformer, stage2_codebook
 from rebus.papers.seed.tokenizer import SeedTokenizer
@@ -257,3 +257,9 @@ def test_a_tokenizer_that_learned_reads_pictures(files: Path, work: Path, tmp_pa
     assert isinstance(tokenizer, SeedTokenizer)
     pixels = next(iter(stage.data)).pixels_I3hw
     assert tokenizer.eval().ids(pixels).shape == (8, seed_release.PER_IMAGE)
+
+
+def test_codes_that_start_from_patches_are_not_trained_on_pairs(tmp_path: Path) -> None:
+    starting = replace(seed_release.TOKENIZER, start_per_patch=2, start_width=4)
+    with pytest.raises(RebusError, match=r"start_per_patch=2.*which only the mini vision encoder has"):
+        load_vision(SeedTokenizer(starting), tmp_path / "eva_vit_g.pth")

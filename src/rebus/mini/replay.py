@@ -29,13 +29,13 @@ SUBJECTS = (
 )
 ASKED = (
     "Tell me something about {x}.",
-    "What are {x} good for?",
+    "What is the use of {x}?",
     "Write two sentences on {x}.",
     "Explain {x} to a child of eight.",
     "Give me three facts on the subject of {x}.",
     "Why do people care about {x}?",
     "What would the world be like without {x}?",
-    "Write the first lines of a story in which {x} matter.",
+    "Write the first lines of a story about {x}.",
     "Which questions would you ask an expert on {x}?",
     "Sum up the history of {x} in one sentence.",
     "Make a short list of words that go with {x}.",

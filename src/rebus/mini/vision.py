@@ -2,7 +2,7 @@
 
 Trained so that its vectors know both what is there and what it looks like: contrastive against frozen sentence vectors,
 and the picture must be rebuilt linearly, from the patch features and from the image embedding. The embedding has two
-halves. The first are the picture's principal components, each as large as it counts in pixels, so that an error in the
+parts. The first are the picture's principal components, each as large as it counts in pixels, so that an error in the
 embedding costs what it costs in the picture; the second is the vector that the contrast is about.
 
     rebus train mini.vision --config mini --work state
@@ -70,9 +70,9 @@ class MiniVision(nn.Module):
         """The image embedding [I, D] of the transformer's output."""
         x_INC = self.norm(x_INC)
         flat = rearrange(self.patch_down(x_INC[:, 1:]), "i n k -> i (n k)")
-        meaning = F.normalize(self.contrast_head(torch.cat([x_INC[:, 0], flat], dim=-1)).float(), dim=-1)
+        contrast = F.normalize(self.contrast_head(torch.cat([x_INC[:, 0], flat], dim=-1)).float(), dim=-1)
         gain = self.config.contrast_gain * math.sqrt(self.config.contrast)
-        return torch.cat([self.component_head(flat).float(), gain * meaning], dim=-1)
+        return torch.cat([self.component_head(flat).float(), gain * contrast], dim=-1)
 
     def forward(self, pixels_I3hw: Tensor) -> tuple[Tensor, Tensor]:
         """Token vectors [I, N, C] and the image embedding [I, D]."""
@@ -164,8 +164,8 @@ class VisionTraining(nn.Module):
         from_patches = rearrange(patches, "i (h w) (c a b) -> i c (h a) (w b)", h=side, a=patch, b=patch)
         patch_mse = F.mse_loss(from_patches, pixels)
         with torch.autocast(pixels.device.type, enabled=False):
-            looks = self.components(pixels)
-        component_mse = F.mse_loss(embedding[:, : looks.shape[1]], looks)
+            components = self.components(pixels)
+        component_mse = F.mse_loss(embedding[:, : components.shape[1]], components)
         total = contrast + self.config.patch_weight * patch_mse + self.config.component_weight * component_mse
         return Losses(total, {"contrast": contrast, "patch_mse": patch_mse, "component_mse": component_mse})
 

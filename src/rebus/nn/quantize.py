@@ -1,6 +1,7 @@
 """Vector quantisation: a vector becomes the index of its nearest codebook entry.
 
-`VectorQuantizer` trains its codebook by gradient (SEED); `EmaQuantizer` moves it to the running mean of what was
+`VectorQuantizer` trains its codebook by gradient (SEED); in `GroupedQuantizer` every place of an image has entries of its
+own, in `ResidualQuantizer` these add up. `EmaQuantizer` moves it to the running mean of what was
 assigned to each entry, `UnitQuantizer` (LaVIT) to its direction. All can start from k-means and revive entries that nothing is assigned to.
 
 Dimension key: T vectors · K codebook entries · C codebook width · … any leading axes

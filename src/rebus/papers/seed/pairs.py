@@ -39,7 +39,12 @@ def bert_words(text: TextTokenizer, captions: Sequence[str], length: int = 32) -
 
 def load_vision(tokenizer: SeedTokenizer, file: Path) -> None:
     """Fills the tokenizer's vision encoder from its published file (`eva_vit_g.pth`). Raises RebusError if it does not
-    fit."""
+    fit, and for a tokenizer whose codes start from a reading of patches, which that file does not hold."""
+    if tokenizer.code_start is not None:
+        raise RebusError(
+            f"This tokenizer's codes start from a reading of patches (start_per_patch={tokenizer.config.start_per_patch}), "
+            f"which only the mini vision encoder has; {file} does not hold it. Set `start_per_patch` to 0."
+        )
     ours = {f"visual_encoder.{name}": x for name, x in tokenizer.visual_encoder.state_dict().items()}
     found = convert(read_tensors(file), VISION_RULES, ours).tensors
     tokenizer.visual_encoder.load_state_dict({name.removeprefix("visual_encoder."): found[name] for name in found})

@@ -20,7 +20,7 @@ class SeedGrammarConfig:
     """Codes of one image."""
     per_query: bool = False
     """Whether each place of an image has codes of its own, codes / per_image of them, as with the tokenizer's
-    `codebook="per_query"`; if not, any code may stand anywhere."""
+    `codebook="per_query"` or `"residual"`; if not, any code may stand anywhere."""
     first_code: int = 32000
     """Id of code 0; code k is the word first_code + k."""
     begin_image: int = 40192

@@ -70,7 +70,8 @@ MINI_TOKENIZER = replace(
     commitment=0.1,
     loss_order="standard",
 )
-"""The mini's: codes add up to the image embedding, whose first half is read linearly; the Q-Former says the rest."""
+"""The mini's: codes add up to the image embedding, whose principal components are read linearly; the Q-Former adds
+to them and says the rest."""
 
 MINI = SeedConfig(
     tokenizer=MINI_TOKENIZER,

@@ -332,3 +332,24 @@ def test_configs_survive_json(config: Any) -> None:
 def test_an_unknown_field_of_a_config_is_named() -> None:
     with pytest.raises(RebusError, match=r"surprise in QFormerConfig"):
         config_from_json(QFormerConfig, {"width": 3, "surprise": 1})
+
+
+def test_weights_are_laid_only_over_the_base_that_they_were_made_with(tmp_path: Path) -> None:
+    parts = {"vision": {"w": torch.ones(2)}, "denoiser": {"w": torch.ones(3)}}
+    base = save_system(tmp_path / "mini", SavedSystem("mini", {}), parts)
+    own = SavedSystem("seed:mini", {}, base="mini")
+    save_system(tmp_path / "seed-mini", own, {"lm": {"w": torch.zeros(1)}})
+    saved = load_system(tmp_path / "seed-mini")
+    assert saved.base_hashes == {part: base.hash(part) for part in parts}
+    shared = saved.shared()
+    assert shared is not None and torch.equal(shared.tensors("vision")["w"], torch.ones(2))
+    assert base.shared() is None and load_system(tmp_path / "mini") == base
+    other = {**parts, "vision": {"w": torch.zeros(2)}}
+    save_system(tmp_path / "mini", SavedSystem("mini", {}), other, overwrite=True)
+    shared = saved.shared()
+    assert shared is not None and len(shared.tensors("denoiser")) == 1  # as it was
+    with pytest.raises(RebusError, match=f"The part 'vision' in .*mini is .*made with {base.hash('vision')}"):
+        shared.tensors("vision")
+    save_system(tmp_path / "alone" / "seed-mini", own, {"lm": {"w": torch.zeros(1)}})
+    with pytest.raises(RebusError, match="no system.json"):
+        load_system(tmp_path / "alone" / "seed-mini").shared()

@@ -30,6 +30,8 @@ from rebus.errors import RebusError
 
 FILE = "system.json"
 FORMAT = 1
+UNWRITTEN = {"folder", "expected"}
+"""Fields of a saved system that say how it was read."""
 C = TypeVar("C")
 
 
@@ -45,6 +47,8 @@ class SavedSystem:
     """Where the weights come from: a training run, or the published files they were converted from."""
     base: str | None = None
     """The system that these weights are laid over, if they hold only a part of what a model needs."""
+    base_hashes: dict[str, str] = field(default_factory=dict)
+    """For each part of that system, the hash of what lay beside these weights when they were written."""
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     """For each part, its files and their sha256."""
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -53,6 +57,8 @@ class SavedSystem:
     """For each part, published tensors that no rule knew and that were let pass on request."""
     folder: Path = Path()
     """Where it was loaded from; not written."""
+    expected: dict[str, str] = field(default_factory=dict)
+    """Of a base: the hashes of the parts that what is laid over it was made with; not written."""
 
     def tensors(self, part: str) -> LazyTensors:
         """The tensors of a part ("tokenizer", "lm", "detokenizer"). Raises RebusError if it is not there."""
@@ -62,8 +68,20 @@ class SavedSystem:
                 f"{self.folder} has no weights for the part {part!r}; it has {parts}. Load only those parts, or lay it "
                 "over a base that has the rest."
             )
+        if self.expected.get(part, self.hash(part)) != self.hash(part):
+            raise RebusError(
+                f"The part {part!r} in {self.folder} is {self.hash(part)}, but what is laid over it was made with "
+                f"{self.expected[part]}. Put the weights that belong together into one folder."
+            )
         weights = [self.folder / file for file in self.files[part] if file.endswith(".safetensors")]
         return read_tensors(*weights)
+
+    def shared(self) -> SavedSystem | None:
+        """The base that these weights are laid over, which lies beside them; None where there is none. Raises RebusError
+        where it is not there; and so does reading a part of it that is another than these weights were made with."""
+        if self.base is None:
+            return None
+        return dataclasses.replace(load_system(self.folder.parent / self.base), expected=self.base_hashes)
 
     def hash(self, part: str) -> str:
         """Eight digits that tell the weights of a part from others."""
@@ -114,8 +132,13 @@ def save_system(
                 files.setdefault(part, {})[name] = sha256(partial / name)
         for name, content in (loose or {}).items():
             (partial / name).write_bytes(content)
-        written = dataclasses.replace(system, files=files, folder=target)
-        held = {"format": FORMAT} | {k: v for k, v in dataclasses.asdict(written).items() if k != "folder"}
+        beside = None if system.base is None else target.parent / system.base
+        hashes = {}
+        if beside is not None and (beside / FILE).exists():
+            base = load_system(beside)
+            hashes = {part: base.hash(part) for part in base.files}
+        written = dataclasses.replace(system, files=files, folder=target, base_hashes=hashes)
+        held = {"format": FORMAT} | {k: v for k, v in dataclasses.asdict(written).items() if k not in UNWRITTEN}
         (partial / FILE).write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n")
         for file in partial.iterdir():
             _to_disk(file)
@@ -168,7 +191,7 @@ def load_system(folder: str | os.PathLike[str]) -> SavedSystem:
     except json.JSONDecodeError as error:
         raise RebusError(f"{path} is damaged ({error}). Copy or download the folder again.") from None
     number = held.pop("format", None)
-    names = {f.name for f in dataclasses.fields(SavedSystem)} - {"folder"}
+    names = {f.name for f in dataclasses.fields(SavedSystem)} - UNWRITTEN
     if number != FORMAT or not held.keys() <= names:
         raise RebusError(
             f"{path} is of format {number} with {', '.join(sorted(held))}, but format {FORMAT} is read here. "

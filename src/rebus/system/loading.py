@@ -128,7 +128,7 @@ def _weights_hash(folder: Path | None, name: str | None) -> str:
     if folder is None and name is None:
         return "random"
     saved = load_system(folder or embedded(name or ""))
-    layers = [saved] if saved.base is None else [saved, load_system(saved.folder.parent / saved.base)]
+    layers = [layer for layer in (saved, saved.shared()) if layer is not None]
     digests = sorted(digest for layer in layers for files in layer.files.values() for digest in files.values())
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 

@@ -50,7 +50,7 @@ def build(
             "This variant's weights are not part of the library, and no folder of them was named. Turn the published "
             "files into one with `rebus convert`, and load it with `weights=`."
         )
-    shared = None if saved is None or saved.base is None else load_system(saved.folder.parent / saved.base)
+    shared = None if saved is None else saved.shared()
     source = "lavit random" if saved is None else f"{saved.name} {saved.hash('tokenizer')}"
     number = dtype or fast_dtype(device)
     tokenizer = (

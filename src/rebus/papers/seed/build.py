@@ -52,7 +52,7 @@ def build(
         weights = _embedded(config.weights)
     saved = None if weights is None else load_system(weights)
     source = "seed random" if saved is None else f"{saved.name} {saved.hash('tokenizer')}"
-    shared = None if saved is None or saved.base is None else load_system(saved.folder.parent / saved.base)
+    shared = None if saved is None else saved.shared()
     with contextlib.nullcontext() if saved is None else without_weights():
         tokenizer = SeedTokenizer(config.tokenizer, source=source, generator=generator)
     if saved is not None:

@@ -47,7 +47,7 @@ def export_published(weights: Path, folder: Path) -> None:
     if folder.exists():
         raise RebusError(f"There is something at {folder} already. Choose another folder.")
     config = config_from_json(SeedConfig, saved.config)
-    shared = None if saved.base is None else load_system(saved.folder.parent / saved.base)
+    shared = saved.shared()
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir(parents=True)
     try:

@@ -73,7 +73,7 @@ def _whole(work: Path, folder: Path, variant: str) -> SavedSystem:
     tensors, about = tuning.merged_tensors(module)
     seen = load_system(start.tokenizer)
     seeing = config_from_json(SeedConfig, seen.config)
-    shared = None if seen.base is None else load_system(seen.folder.parent / seen.base)
+    shared = seen.shared()
     parts: dict[str, Mapping[str, Tensor]] = {
         "tokenizer": lay_over(*tokenizer_layers(seen, shared)),
         "lm": {f"base.{name}": tensor for name, tensor in tensors.items()},

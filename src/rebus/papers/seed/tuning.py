@@ -140,7 +140,7 @@ def lay(module: nn.Module, folder: Path) -> None:
 def read_seed_tokenizer(saved: SavedSystem) -> SeedTokenizer:
     """The tokenizer of a saved SEED, on the CPU; its codes carry its name and hash."""
     config = config_from_json(SeedConfig, saved.config)
-    shared = None if saved.base is None else load_system(saved.folder.parent / saved.base)
+    shared = saved.shared()
     with without_weights():
         tokenizer = SeedTokenizer(config.tokenizer, source=f"{saved.name} {saved.hash('tokenizer')}")
     load_module(tokenizer, *tokenizer_layers(saved, shared), dtype=torch.float32)

@@ -55,7 +55,7 @@ def build(
             "This variant's weights are not part of the library, and no folder of them was named. Turn the published "
             "files into one with `rebus convert`, and load it with `weights=`."
         )
-    shared = None if saved is None or saved.base is None else load_system(saved.folder.parent / saved.base)
+    shared = None if saved is None else saved.shared()
     source = "seed_x random" if saved is None else f"{saved.name} {saved.hash('tokenizer')}"
     number = dtype or fast_dtype(device)
     # random image decoders are guided away from what the tokenizer says of nothing; saved ones hold it

@@ -131,7 +131,7 @@ def saved_tokenizer(folder: Path | None) -> LavitTokenizer:
             "FOLDER`, a saved LaVIT (`rebus convert` or `rebus pack` write one)."
         )
     saved = load_system(folder)
-    shared = None if saved.base is None else load_system(saved.folder.parent / saved.base)
+    shared = saved.shared()
     config = config_from_json(LavitConfig, saved.config)
     return read_tokenizer_part(config, saved, shared, f"{saved.name} {saved.hash('tokenizer')}").eval()
 

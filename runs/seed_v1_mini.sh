@@ -30,8 +30,7 @@ for part in emoji bank "${parts[@]}"; do
 done
 # what the frozen parts say of the bank; codes and causal embeddings are not among it, they are this run's own
 for array in latents tokens embeddings captions; do
-  for split in train val; do
-    file=cache/$array.$split.npy
+  for file in cache/$array.{train,val}.{npy,of}; do
     if [ -e "$shared/$file" ] && [ ! -e "$work/$file" ]; then
       ln -s "$(realpath "$shared/$file")" "$work/$file"
     fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rebus.document import Document, assistant, user
 from rebus.mini.bank import IndexBatches, cached, in_batches
+from rebus.mini.frozen import fingerprint
 from rebus.mini.llm import _half_split
 from rebus.mini.replay import WithReplies, base_replies, prompts, whole
 from rebus.mini.vision import CONFIGS, MiniVision, PrincipalComponents
@@ -50,6 +53,39 @@ def test_a_cached_array_is_built_once_and_whole(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         cached(tmp_path / "c.npy", broken)
     assert not (tmp_path / "c.npy").exists()
+
+
+def test_a_cached_array_is_built_anew_when_what_made_it_has_changed(tmp_path: Path) -> None:
+    path, made = tmp_path / "x.npy", []
+
+    def build_as(value: int) -> Callable[[], np.ndarray]:
+        return lambda: made.append(value) or np.full(3, value)  # type: ignore[func-returns-value]
+
+    first, second = (fingerprint(nn.Linear(2, 2)) for _ in range(2))
+    assert first != second
+    for value, of in ((1, first), (2, first), (3, second), (4, second), (5, first)):
+        array = cached(path, build_as(value), of=of)
+    assert made == [1, 3, 5] and array.tolist() == [5, 5, 5]
+    # an array of unknown origin is not trusted
+    path.with_suffix(".of").unlink()
+    assert cached(path, build_as(6), of=first).tolist() == [6, 6, 6]
+
+
+def test_a_fingerprint_knows_names_shapes_formats_and_order() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    weight = layer.weight
+    prints = {
+        fingerprint(layer),
+        fingerprint(weight),
+        fingerprint(weight.flatten()),
+        fingerprint(weight.half()),
+        fingerprint(layer, "a"),
+        fingerprint("a", layer),
+    }
+    assert len(prints) == 6 and fingerprint(layer) in prints
+    with torch.no_grad():
+        weight[0, 0] += 1
+    assert fingerprint(layer) not in prints
 
 
 def test_rotary_halves_are_put_back_in_order() -> None:

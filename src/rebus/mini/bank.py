@@ -57,9 +57,7 @@ def load_bank(work: Path, split: str) -> Bank:
         if not texts.exists():
             pictures, captions, kinds = bank(load_pictures(work / "emoji"), split, SIZES[split], seed=0)
             write_array(images, pictures)
-            part = texts.with_suffix(".part")
-            part.write_text(json.dumps({"captions": captions, "kinds": list(kinds)}))
-            part.replace(texts)
+            write_text(texts, json.dumps({"captions": captions, "kinds": list(kinds)}))
     record = json.loads(texts.read_text())
     return Bank(np.load(images, mmap_mode="r"), record["captions"], record["kinds"])
 
@@ -78,6 +76,13 @@ def alone(path: Path) -> Iterator[None]:
     if path.exists():
         yield
         return
+    with locked(path):
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time is in here for `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         if fcntl is not None:
@@ -85,12 +90,32 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-def cached(path: Path, build: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array at `path`, built and written the first time. Frozen features are computed once this way."""
-    with alone(path):
-        if not path.exists():
-            write_array(path, build())
+def cached(path: Path, build: Callable[[], np.ndarray], *, of: str = "") -> np.ndarray:
+    """The array at `path`, built and written the first time. Frozen features are computed once this way.
+
+    `of` says what it is made from. It is kept beside the array, in a file that ends in `.of`, and where it is no longer
+    the same the array is built anew: features of weights that were trained again are never those of the old ones.
+    """
+    record = path.with_suffix(".of")
+
+    def current() -> bool:
+        return path.exists() and (not of or (record.exists() and record.read_text() == of))
+
+    if not current():
+        with locked(path):
+            if not current():
+                record.unlink(missing_ok=True)
+                write_array(path, build())
+                if of:
+                    write_text(record, of)
     return np.load(path, mmap_mode="r")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ c latent channels · h w latent sides
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rebus.diffusion.vae import LatentCodec
 from rebus.mini.bank import Bank, cached, caption_vectors, in_batches, load_bank
@@ -46,19 +47,27 @@ class Frozen:
         """The vision encoder, from `work/mini.vision`."""
         return load_vision(self.work / "mini.vision" / "weights.safetensors")
 
-    def derive(self, name: str, split: str, run: Callable[[np.ndarray], Tensor]) -> np.ndarray:
-        """An array of your own: `run(indices)` over the whole bank, the first time."""
-        return cached(self.work / "cache" / f"{name}.{split}.npy", lambda: in_batches(run, len(self.bank(split))))
+    @cached_property
+    def vision_print(self) -> str:
+        """Fingerprint of the vision encoder."""
+        return fingerprint(self.vision)
+
+    def derive(self, name: str, split: str, run: Callable[[np.ndarray], Tensor], *, of: str) -> np.ndarray:
+        """An array of your own: `run(indices)` over the whole bank, the first time, and again when `of`, the `fingerprint` of
+        what it is made with, is another."""
+        file = self.work / "cache" / f"{name}.{split}.npy"
+        return cached(file, lambda: in_batches(run, len(self.bank(split))), of=of)
 
     def _array(self, name: Array, split: str) -> np.ndarray:
         bank: Bank = self.bank(split)
         match name:
             case "latents":
-                return self.derive(name, split, lambda i: self.codec.encode(bank.pixels(i)))
+                return self.derive(name, split, lambda i: self.codec.encode(bank.pixels(i)), of=fingerprint(self.codec))
             case "tokens":
-                return self.derive(name, split, lambda i: self.vision.vit(bank.pixels(i)))
+                return self.derive(name, split, lambda i: self.vision.vit(bank.pixels(i)), of=self.vision_print)
             case "embeddings":
-                return self.derive(name, split, lambda i: self.vision.embed(*self.rows(split, i, "tokens")))
+                run = lambda i: self.vision.embed(*self.rows(split, i, "tokens"))  # noqa: E731
+                return self.derive(name, split, run, of=self.vision_print)
             case "captions":
                 return caption_vectors(self.work, bank, split)
 
@@ -79,6 +88,20 @@ class Frozen:
     def caption_ids(self, split: str, i: np.ndarray) -> Tensor:
         """A number for each caption, equal where the captions are."""
         return torch.from_numpy(np.unique(np.array(self.bank(split).captions)[i], return_inverse=True)[1])
+
+
+def fingerprint(*parts: nn.Module | Tensor | str) -> str:
+    """A name for weights that no others have: sha256, in hex, of the names, shapes and numbers of all of them in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+            continue
+        tensors = {"": part} if isinstance(part, Tensor) else part.state_dict()
+        for name, tensor in tensors.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def take(array: np.ndarray, i: np.ndarray) -> Tensor:

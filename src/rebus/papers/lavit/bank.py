@@ -5,14 +5,13 @@ Dimension key: I images · N patches · K codes of the codebook
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rebus.mini.frozen import Frozen, take
+from rebus.mini.frozen import Frozen, fingerprint, take
 from rebus.papers.lavit.reconstruction import load_tokenizer
 from rebus.papers.lavit.tokenizer import LavitTokenizer, LavitTokenizerConfig
 
@@ -43,9 +42,7 @@ def bank_codes(data: Frozen, split: str, tokenizer: LavitTokenizer) -> np.ndarra
             row_N[: len(ids_N)] = ids_N
         return rows_IN
 
-    # named for the codebook, so that a tokenizer that was trained again does not find the codes of the old one
-    digest = hashlib.sha256(tokenizer.quantizer.codebook_KC.detach().numpy().tobytes()).hexdigest()[:8]
-    return data.derive(f"lavit_codes_{tokenizer.selection}_{digest}", split, run)
+    return data.derive(f"lavit_codes_{tokenizer.selection}", split, run, of=fingerprint(tokenizer, data.vision_print))
 
 
 def unpadded(rows_IN: np.ndarray) -> list[Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rebus.mini.frozen import Frozen, take
+from rebus.mini.frozen import Frozen, fingerprint, take
 from rebus.mini.vision import MiniVision
 from rebus.papers.seed.tokenizer import SeedTokenizer
 
@@ -28,7 +28,7 @@ def causal_embeddings(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.
     def run(i: np.ndarray) -> Tensor:
         return tokenizer.causal_embeddings(take(data.array("tokens", split), i))
 
-    return data.derive("seed_causal", split, run)
+    return data.derive("seed_causal", split, run, of=_reader(data, tokenizer))
 
 
 def code_starts(data: Frozen, split: str, i: np.ndarray, tokenizer: SeedTokenizer) -> Tensor | None:
@@ -41,7 +41,7 @@ def code_starts(data: Frozen, split: str, i: np.ndarray, tokenizer: SeedTokenize
         assert start is not None  # such is the tokenizer
         return start
 
-    return take(data.derive("seed_starts", split, run), i)
+    return take(data.derive("seed_starts", split, run, of=fingerprint(tokenizer.code_start, data.vision_print)), i)
 
 
 def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray:
@@ -52,7 +52,14 @@ def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray
         start_IE = code_starts(data, split, i, tokenizer)
         return tokenizer.quantizer.encode(tokenizer.codes_before(take(causal, i), start_IE))
 
-    return data.derive("seed_codes", split, run)
+    return data.derive(
+        "seed_codes", split, run, of=fingerprint(tokenizer.quantizer, tokenizer.to_code, _reader(data, tokenizer))
+    )
+
+
+def _reader(data: Frozen, tokenizer: SeedTokenizer) -> str:
+    """Fingerprint of what makes the causal embeddings."""
+    return fingerprint(tokenizer.vision_norm, tokenizer.qformer, data.vision_print)
 
 
 def nested_dropout(z_INE: Tensor, share: float) -> Tensor:

@@ -19,7 +19,7 @@ from rebus.data.edits import MIX, Edits
 from rebus.data.line_art import FILE, load_line_art
 from rebus.data.pictures import load_pictures
 from rebus.mini.bank import cached, in_batches, write_array
-from rebus.mini.frozen import Frozen, take
+from rebus.mini.frozen import Frozen, fingerprint, take
 from rebus.papers.seed_x.vision import pool_rows
 
 
@@ -94,6 +94,7 @@ class Seen:
             f"seed_x_features_{self.strip}",
             split,
             lambda rows: pool_rows(take(self.data.array("tokens", split), rows)[:, 1:], self.strip),
+            of=self.data.vision_print,
         )
         return self.data.rows(split, i, "latents")[0], take(pooled, i)
 
@@ -110,4 +111,5 @@ class Seen:
             return self.data.codec.encode(bank.pixels(i, 1 if name == "target" else 0))
 
         file = self.data.work / "cache" / f"seed_x_edits_{name}_{self.strip}.{split}.npy"
-        return cached(file, lambda: in_batches(run, len(bank)))
+        of = self.data.vision_print if name == "features" else fingerprint(self.data.codec)
+        return cached(file, lambda: in_batches(run, len(bank)), of=of)

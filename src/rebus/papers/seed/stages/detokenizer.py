@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rebus.diffusion.flow import flow_loss
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import load_denoiser, psnr
-from rebus.mini.frozen import Frozen, take
+from rebus.mini.frozen import Frozen, fingerprint, take
 from rebus.papers.seed.bank import bank_codes, read_vision
 from rebus.papers.seed.detokenizer import (
     SeedDetokenizer,
@@ -115,10 +115,12 @@ def stage(config: Config, work: Path) -> Stage:
         codes = bank_codes(data, split, tokenizer)
         return tokenizer.image_embedding(torch.from_numpy(np.array(codes[i])))
 
+    frozen = fingerprint(tokenizer, data.vision_print)
+
     def coded(split: str, i: np.ndarray) -> Tensor:
         if isinstance(model, StatesDetokenizer):
             return rebuilt(split, i)  # to keep the states of the whole bank would take a gigabyte
-        return take(data.derive("seed_embeddings", split, lambda i: rebuilt(split, i)), i)
+        return take(data.derive("seed_embeddings", split, lambda i: rebuilt(split, i), of=frozen), i)
 
     def true(split: str, i: np.ndarray) -> Tensor:
         return data.states(split, i) if isinstance(model, StatesDetokenizer) else data.rows(split, i, "embeddings")[0]

@@ -228,6 +228,22 @@ def test_the_keyboard_is_enough(visit):
 # ------------------------------------------------------------------------------------------------ looking
 
 
+def test_chips_are_one_stop_of_the_tab_key_and_arrows_move_among_them(visit):
+    page = visit()
+    page.get_by_role("tab", name="Inspector").click()
+    page.set_input_files("#picture input[type=file]", str(EXAMPLES / "red-apple-noto.png"))
+    page.wait_for_selector("text=Code 1 of 32")
+    stops = page.locator("#chips input[tabindex='0']")
+    assert page.locator("#chips input").count() == 32 and stops.count() == 1
+    stops.focus()
+    for key, told in (("ArrowRight", 2), ("ArrowDown", 3), ("ArrowLeft", 2), ("End", 32), ("ArrowRight", 1)):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"text=Code {told} of 32")
+        assert stops.count() == 1 and page.locator("#chips input").nth(told - 1).is_checked()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('#chips')") is None
+
+
 def test_the_inspector(visit, tmp_path):
     page = visit()
     page.get_by_role("tab", name="Inspector").click()

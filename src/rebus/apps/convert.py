@@ -108,6 +108,11 @@ def export(
     else:
         from rebus.checkpoint import load_system
 
+        if ":" in weights and not Path(weights).exists():
+            raise RebusError(
+                f"{weights} is the name of a model, and the published layout is written from a folder of weights. Give "
+                "the folder, or add --layout hub, which takes names too."
+            )
         _module(load_system(weights).name.partition(":")[0], "export").export_published(Path(weights), output)
     out.print(f"written to {output}", soft_wrap=True)
 

@@ -15,6 +15,7 @@ from rebus.document import Image
 from rebus.images import open_image
 
 STYLE = Path(__file__).with_name("style.css")
+KEYS = Path(__file__).with_name("keys.js")
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
@@ -142,6 +143,7 @@ def launch(
         max_file_size=largest,
         theme=theme(),
         css=STYLE.read_text(encoding="utf-8"),
+        js=KEYS.read_text(encoding="utf-8"),
         ssr_mode=False,
         strict_cors=True,
         favicon_path=None,

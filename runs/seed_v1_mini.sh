@@ -16,7 +16,8 @@ train() {
 
 "$rebus" data emoji -o "$shared/emoji"
 
-parts=(mini.vae mini.vision mini.denoiser)
+# stage 1 is seed:mini's: it does not depend on what the codes will give back
+parts=(mini.vae mini.vision mini.denoiser seed.stage1_qformer)
 for part in "${parts[@]}"; do
   # weights without a checkpoint beside them were unpacked: there is nothing to go on with
   if [ ! -f "$shared/$part/weights.safetensors" ] || compgen -G "$shared/$part/checkpoint-*" > /dev/null; then
@@ -28,8 +29,8 @@ mkdir -p "$work/cache" "$shared/bank"
 for part in emoji bank "${parts[@]}"; do
   [ -e "$work/$part" ] || ln -s "$(realpath "$shared/$part")" "$work/$part"
 done
-# what the frozen parts say of the bank; codes and causal embeddings are not among it, they are this run's own
-for array in latents tokens embeddings captions; do
+# what the frozen parts say of the bank; the codes are this run's own
+for array in latents tokens embeddings captions seed_causal seed_starts; do
   for file in cache/$array.{train,val}.{npy,of}; do
     if [ -e "$shared/$file" ] && [ ! -e "$work/$file" ]; then
       ln -s "$(realpath "$shared/$file")" "$work/$file"
@@ -38,7 +39,6 @@ for array in latents tokens embeddings captions; do
 done
 
 # codes that give back patch features; then pictures from these; then a language model that reads codes by a linear layer
-train "$work" seed.stage1_qformer v1-mini
 train "$work" seed.stage2_codebook v1-mini
 train "$work" seed.detokenizer v1-mini
 train "$work" seed.stage3_pretrain v1-mini

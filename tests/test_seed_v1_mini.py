@@ -50,12 +50,18 @@ FIRST = replace(
     head_widths=(8, 4),
 )
 TOKENIZER = replace(
-    FIRST, codebook="shared", codebook_size=CODES, head="reverse", reverse_depth=2, reverse_queries=64, image_width=192
+    FIRST,
+    codebook="residual",
+    codebook_size=CODES,
+    head="reverse",
+    reverse_depth=2,
+    reverse_queries=64,
+    image_width=192,
 )
 SYSTEM = replace(
     V1_MINI,
     tokenizer=TOKENIZER,
-    grammar=v1_mini(262, CODES, 4),
+    grammar=v1_mini(262, CODES, 4, per_query=True),
     language=LanguageConfig(
         base=TINY.language.base,
         new_words=CODES + 2,
@@ -197,7 +203,7 @@ def test_a_negative_image_takes_the_place_of_nothing() -> None:
 def test_prompts_are_the_papers_on_the_minis_marks() -> None:
     grammar = build(replace(SYSTEM, weights=None, base=None), None, ("lm",), "cpu", torch.float32).grammar
     assert isinstance(grammar, SeedGrammar)
-    image = Image(understood=Codes(torch.tensor([1, 2, 3, 4]), grammar.source))
+    image = Image(understood=Codes(torch.tensor([1, 9, 17, 25]), grammar.source))
     for template in ("plain", "chat"):
         said = grammar.serialize(Document((user(image), assistant("a cat"))), template=template).ids
         words = grammar.text.encode("A photo of ") + grammar.text.encode("a cat")
@@ -224,7 +230,7 @@ def test_the_variant_is_what_the_stages_train() -> None:
         assert config.tokenizer == V1_MINI.tokenizer
     assert detokenizer.CONFIGS["v1-mini"].detokenizer == V1_MINI.detokenizer
     assert stage3_pretrain.CONFIGS["v1-mini"].system == V1_MINI
-    assert stage1_qformer.CONFIGS["v1-mini"].tokenizer.qformer == V1_MINI.tokenizer.qformer
+    assert stage1_qformer.CONFIGS["mini"].tokenizer.qformer == V1_MINI.tokenizer.qformer
     grammar, rows = V1_MINI.grammar, V1_MINI.language.rows
     assert (grammar.codes, grammar.per_image) == (V1_MINI.tokenizer.codebook_size, V1_MINI.tokenizer.qformer.queries)
     assert (rows.codes, rows.code_width) == (grammar.codes, V1_MINI.tokenizer.code_width)

@@ -109,3 +109,5 @@ def test_export_to_one_folder(tmp_path: Path, capsys):
     assert {str(x.dtype) for x in stored.meta.values() if x.is_floating_point()} == {"torch.float16"}
     assert main(["export", "seed:v2-8b", "-o", str(tmp_path / "u"), "--layout", "hub"]) == 2
     assert "rebus convert" in capsys.readouterr().err
+    assert main(["export", "seed:mini", "-o", str(tmp_path / "u")]) == 2
+    assert "--layout hub" in capsys.readouterr().err

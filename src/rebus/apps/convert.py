@@ -108,7 +108,7 @@ def export(
     else:
         from rebus.checkpoint import load_system
 
-        if ":" in weights and not Path(weights).exists():
+        if ":" in str(weights) and not Path(weights).exists():
             raise RebusError(
                 f"{weights} is the name of a model, and the published layout is written from a folder of weights. Give "
                 "the folder, or add --layout hub, which takes names too."

@@ -179,7 +179,11 @@ class CausalArm:
     def rounded(self, start: SeedTokenizer) -> SeedTokenizer:
         """Stage 2: the codebook, and the way back to the image embedding."""
         config = replace(
-            stage2_codebook.CONFIGS["v1-mini"], target="image", tokenizer=self.tokenizer_config, seed=self.seed
+            stage2_codebook.CONFIGS["mini"],
+            tokenizer=self.tokenizer_config,
+            weights=(5.0, 5.0, 0.5),
+            nested_dropout=0.0,
+            seed=self.seed,
         )
         generator = torch.Generator().manual_seed(self.seed)
         module = CodebookTraining(config)

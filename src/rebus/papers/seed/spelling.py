@@ -91,10 +91,10 @@ V1_WORDS = Template(caption="A photo of ", draw="Generate an image ")
 """What SEED v1 writes before a caption, and before the words that ask for an image."""
 
 
-def v1_mini(words: int, codes: int, per_image: int = 32) -> SeedGrammarConfig:
+def v1_mini(words: int, codes: int, per_image: int = 32, *, per_query: bool = False) -> SeedGrammarConfig:
     """SEED v1's spelling on SmolLM2. It has no other than that of pre-training."""
     plain = replace(V1_WORDS, begin="<|endoftext|>", end="<|im_end|>")
-    return replace(mini(words, codes, per_image), chat=plain, plain=plain)
+    return replace(mini(words, codes, per_image, per_query=per_query), chat=plain, plain=plain)
 
 
 def mini(words: int, codes: int, per_image: int = 32, *, per_query: bool = False) -> SeedGrammarConfig:

@@ -52,8 +52,8 @@ class SeedTokenizerConfig:
     codebook: Literal["shared", "per_query", "residual"] = "shared"
     """Whether all queries share the entries (the paper), or each has its own, codebook_size / queries of them. What a
     shared code means depends on its place among the 32; a language model that sees ten thousand pictures instead of a
-    hundred million does not learn that. `residual`: each has its own, and adds it to those before it. Then the codes
-    live in the space of the image embedding (`code_width` is `image_width`), and the first say the most."""
+    hundred million does not learn that. `residual`: each has its own, and adds it to those before it, so that the first
+    say the most. With the head `mlp` such codes live in the space of the image embedding (`code_width` is `image_width`)."""
     start_per_patch: int = 0
     """Not 0: the vectors that are looked up start as a linear reading of the vision encoder's patches, this many numbers
     of each, and the Q-Former adds to them; for a Q-Former that starts from nothing."""
@@ -229,7 +229,7 @@ class SeedTokenizer(nn.Module):
                 f"{config.qformer.source_width} against {config.vision.width}. Set `qformer.source_width` to it."
             )
         width, code = config.qformer.width, config.code_width
-        if config.codebook == "residual" and code != config.image_width:
+        if self.adds_up(config) and code != config.image_width:
             raise RebusError(
                 "Codes that add up to the image embedding must be as wide as it, but the codebook's width is "
                 f"{code} and the embedding's {config.image_width}. Set `code_width` to `image_width`."
@@ -259,10 +259,15 @@ class SeedTokenizer(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
+    @staticmethod
+    def adds_up(config: SeedTokenizerConfig) -> bool:
+        """Whether entries add up to the image embedding itself. What a Reverse Q-Former gives back is elsewhere."""
+        return config.codebook == "residual" and config.head == "mlp"
+
     def _additions(self) -> list[nn.Linear]:
         """The layers whose output is added to something that is good without it, and which therefore begin as zeros."""
         last = self.to_code[-1] if self.code_start is not None else None
-        heads = [self.head.proj] if self.config.codebook == "residual" else []
+        heads = [self.head.proj] if self.adds_up(self.config) else []
         return [layer for layer in (last, *heads) if isinstance(layer, nn.Linear)]
 
     def train(self, mode: bool = True) -> SeedTokenizer:
@@ -308,7 +313,7 @@ class SeedTokenizer(nn.Module):
         """Entries → image embedding [I, image_width], not normalised; [I, Q, image_width] with Q reverse queries. Entries
         that add up to it already are only corrected."""
         x = self.head(self.image_decoder(self.from_code(z_INE)))
-        return x + z_INE[:, -1] if self.config.codebook == "residual" else x
+        return x + z_INE[:, -1] if self.adds_up(self.config) else x
 
     def image_embedding(self, ids_IN: Tensor) -> Tensor:
         """Ids → image embedding, as `embed_codes`."""

@@ -82,27 +82,25 @@ MINI = SeedConfig(
 )
 V1_MINI = SeedConfig(
     tokenizer=replace(
-        PLAIN_TOKENIZER,
-        codebook="shared",
-        codebook_size=1024,
+        MINI_TOKENIZER,
         head="reverse",
         reverse_queries=MINI_VIT.grid**2,
         image_width=MINI_VIT.width,
     ),
-    grammar=v1_mini(SMOLLM2_WORDS, 1024),
+    grammar=v1_mini(SMOLLM2_WORDS, 2048, per_query=True),
     language=LanguageConfig(
         base=BASE_LLM,
-        new_words=1026,
+        new_words=2050,
         lora_dropout=0.0,
-        rows=CodebookInit(codes=1024, code_width=PLAIN_TOKENIZER.code_width),
+        rows=CodebookInit(codes=2048, code_width=MINI_TOKENIZER.code_width),
     ),
     detokenizer=StatesDetokenizerConfig(),
     weights="seed-v1-mini",
     base="mini",
 )
-"""SEED v1 on the mini's parts: one codebook for all places, a Reverse Q-Former that gives
-back states, rows of codes computed from the codebook. Our choices: patch features stand for the states of a prompt, as the
-mini denoiser reads no prompts; 1,024 entries; four layers in the Reverse Q-Former, as in `v1`."""
+"""SEED v1 on the mini's parts: a Reverse Q-Former that gives back states, rows of codes computed from the codebook. Our
+choices: patch features stand for the states of a prompt, as the mini denoiser reads no prompts; codes that add up, as in
+the mini, from the same stage 1; four layers in the Reverse Q-Former, as in `v1`."""
 
 TINY = SeedConfig(
     tokenizer=SeedTokenizerConfig(

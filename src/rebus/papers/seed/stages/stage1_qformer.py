@@ -16,7 +16,7 @@ Dimension key: I images · S tokens of the vision encoder · N queries · C widt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from rebus.papers.seed.contrast import Gather, PairTraining
 from rebus.papers.seed.losses import ContrastiveHeads, contrastive_loss
 from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
-from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER, PLAIN_TOKENIZER
+from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
 from rebus.train import Losses, Optim, Stage, Trainable, parallel
 
 
@@ -92,8 +92,6 @@ CONFIGS = {
         optim=Optim(steps=1200, warmup=60, min_lr_ratio=0.02, weight_decay=0.05),
     ),
 }
-CONFIGS["v1-mini"] = replace(CONFIGS["mini"], tokenizer=PLAIN_TOKENIZER)
-"""Stage 1 does not depend on what the codes will give back: SEED v1's mini has a codebook and a head of its own later."""
 
 
 class QFormerTraining(nn.Module):

@@ -118,13 +118,15 @@ CONFIGS = {
     ),
     "v1-mini": Config(
         tokenizer=V1_MINI.tokenizer,
-        weights=(5.0, 5.0, 0.5),
+        weights=(1.0, 10.0, 0.5),
         target="states",
         kmeans=True,
+        kmeans_pictures=None,
+        nested_dropout=0.25,
         revive_every=50,
         batch=128,
         lr=1.5e-3,
-        optim=Optim(steps=1000, warmup=60, min_lr_ratio=0.02, weight_decay=0.01),
+        optim=Optim(steps=800, warmup=60, min_lr_ratio=0.02, weight_decay=0.01),
     ),
 }
 

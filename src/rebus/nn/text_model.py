@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rebus.errors import RebusError
+from rebus.nn.lora import LoraLinear
 from rebus.nn.new_rows import NewRows, RowInit, new_rows
 from rebus.nn.row_cache import RowCache
 from rebus.nn.text_attention import NAME
@@ -262,6 +263,7 @@ def add_lora(
     """
     spoke = [m.active_adapters for m in model.base.modules() if isinstance(m, BaseTunerLayer)]
     config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), lora_dropout=dropout, target_modules=list(targets))
+    config._register_custom_module({nn.Linear: LoraLinear})
     try:
         with _randomness(generator), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant

@@ -43,7 +43,7 @@ PLACES: dict[str, tuple[str, ...]] = {
         "rebus.nn.image_encoder",
     ),
     "tokenizers": ("rebus.nn.text_tokenizer", "rebus.mini.llm"),
-    "peft": ("rebus.nn.text_model",),
+    "peft": ("rebus.nn.lora",),
     "torchao": ("rebus.nn.text_model",),
     "huggingface_hub": ("rebus.checkpoint",),
     "gguf": ("rebus.mini", "rebus.checkpoint"),

@@ -95,7 +95,7 @@ LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
 def speaking(paper: str, *, batch: int, optim: Optim, base: torch.dtype = torch.float32) -> Stage[Any]:
     """A language stage of a paper's tiny system: adapters on a frozen base model, rows, projectors."""
     from rebus.data.loader import Loader
-    from rebus.nn.text_model import add_lora
+    from rebus.nn.lora import add_lora
 
     system = tiny.fresh(paper)
     add_lora(system.lm.llm, rank=2, dropout=0.0, generator=tiny.generator(3))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import seed_release
 from rebus.checkpoint import Rule, export
 from rebus.lm import InterleavedLM
+from rebus.nn.lora import add_lora
 from rebus.nn.resampler import ResamplerConfig
-from rebus.nn.text_model import TextModel, add_lora, build_causal_lm
+from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.vit import ViTConfig
 from rebus.papers.seed_x.build import assemble
 from rebus.papers.seed_x.convert import AGENT_RULES, LANGUAGE_RULES, tuned_rules, vision_rules

@@ -20,7 +20,8 @@ from rebus.errors import RebusError
 from rebus.generate import Decoder
 from rebus.grammar import Allow, Force
 from rebus.lm import log_likelihoods
-from rebus.nn.text_model import add_lora, own_names
+from rebus.nn.lora import add_lora
+from rebus.nn.text_model import own_names
 from rebus.sampling import Sampling
 from rebus.sequence import collate
 from rebus.system import encode, load

@@ -11,17 +11,9 @@ from tests import tiny
 from tokenizers import models, pre_tokenizers, trainers
 
 from rebus.errors import RebusError
+from rebus.nn.lora import add_lora, lora_state, use_adapter
 from rebus.nn.new_rows import CodebookRows, NewRows, RowInit, Rows, init_rows
-from rebus.nn.text_model import (
-    TextModel,
-    add_lora,
-    build_causal_lm,
-    lora_state,
-    own_names,
-    quantize_int8,
-    read_causal_lm,
-    use_adapter,
-)
+from rebus.nn.text_model import TextModel, build_causal_lm, own_names, quantize_int8, read_causal_lm
 from rebus.nn.text_tokenizer import ByteTokenizer, FastTokenizer, TextStream, from_sentencepiece, read_tokenizer
 
 KINDS = list(tiny.KINDS)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rebus.document import Document, Image, Message, assistant, user
-from rebus.nn.text_model import TextModel, add_lora, build_causal_lm
+from rebus.nn.lora import add_lora
+from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.sampling import Sampling
 from rebus.system import System, known_systems, load
 

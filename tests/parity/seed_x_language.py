@@ -20,9 +20,10 @@ from rebus.generate import Decoder
 from rebus.grammar import Allow, Force
 from rebus.lm import InterleavedLM
 from rebus.narrate import Finished
+from rebus.nn.lora import add_lora
 from rebus.nn.new_rows import new_rows
 from rebus.nn.resampler import ResamplerConfig
-from rebus.nn.text_model import TextModel, add_lora, build_causal_lm
+from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.papers.seed_x.convert import AGENT_RULES, LANGUAGE_RULES, tuned_rules
 from rebus.papers.seed_x.grammar import SeedXGrammar
 from rebus.papers.seed_x.language import LanguageConfig

@@ -1,7 +1,7 @@
-"""PEFT's LoRA layer, with one step where PEFT takes six while it learns.
+"""LoRA, as PEFT has it, with one step where its layer takes six while it learns.
 
 PEFT casts what comes in to the adapter's number format, under autocast back again, and scales and adds each adapter's whole
-output; backward does all of it once more. On a CPU that was a seventh of a training step. Here what comes in is cast
+output; backward does all of it once more. On a CPU that was about a tenth of a training step. Here what comes in is cast
 once, scale and sum are part of the product, and the gradients of input and adapter follow from what is kept: x and A x.
 Names, weights, saving and merging stay PEFT's, and so does every case that is not plain training of one adapter.
 
@@ -10,12 +10,24 @@ Dimension key: T tokens · I width in · O width out · R rank
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners import lora
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from rebus.errors import RebusError
+from rebus.nn.randomness import global_random
+
+if TYPE_CHECKING:
+    from rebus.nn.text_model import TextModel
+
+LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LoraProduct(torch.autograd.Function):
@@ -89,3 +101,59 @@ def _products(x: Tensor) -> torch.dtype:
     """The number format that products are taken in."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def add_lora(
+    model: TextModel,
+    *,
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.05,
+    targets: Sequence[str] = LLAMA_PROJECTIONS,
+    adapter: str = "default",
+    generator: torch.Generator | None = None,
+) -> None:
+    """Put LoRA beside the named projections of the base model, in place and in float32; the base's own weights freeze.
+    A second one stays silent until `use_adapter`.
+
+    Raises RebusError when `targets` names no projection of this model. Source: the LoRA settings of SEED-LLaMA.
+    """
+    spoke = [m.active_adapters for m in model.base.modules() if isinstance(m, BaseTunerLayer)]
+    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), lora_dropout=dropout, target_modules=list(targets))
+    config._register_custom_module({nn.Linear: LoraLinear})
+    try:
+        with global_random(generator), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+            inject_adapter_in_model(config, model.base, adapter)
+    except ValueError as error:
+        kinds = sorted({name.rpartition(".")[2] for name, m in model.base.named_modules() if isinstance(m, nn.Linear)})
+        raise RebusError(
+            f"LoRA was asked for {', '.join(targets)}, but this language model's projections are {', '.join(kinds)}. "
+            "Name some of these as targets."
+        ) from error
+    for name, parameter in model.base.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    if spoke:
+        use_adapter(model, spoke[0][0])
+
+
+def use_adapter(model: TextModel, adapter: str) -> None:
+    """Make `adapter` the one LoRA that is active."""
+    for module in model.base.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(adapter)
+
+
+def lora_state(model: TextModel, adapter: str = "default") -> dict[str, Tensor]:
+    """The tensors of one LoRA under PEFT's names, for export; inside this library its parameters' own names serve."""
+    return get_peft_model_state_dict(model.base, adapter_name=adapter)
+
+
+def fold_lora(base: nn.Module) -> None:
+    """Write the active LoRA of a model into its weights, in place, and take the adapters out."""
+    for name, module in list(base.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(base.get_submodule(parent), child, module.get_base_layer())

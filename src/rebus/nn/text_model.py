@@ -9,26 +9,22 @@ Dimension key: B batch · L length · T tokens of a batch · D width · V vocabu
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rebus.errors import RebusError
-from rebus.nn.lora import LoraLinear
+from rebus.nn.lora import fold_lora
 from rebus.nn.new_rows import NewRows, RowInit, new_rows
+from rebus.nn.randomness import global_random
 from rebus.nn.row_cache import RowCache
 from rebus.nn.text_attention import NAME
-
-LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class TextModel(nn.Module):
@@ -147,11 +143,7 @@ class TextModel(nn.Module):
     def fold_lora(self) -> None:
         """Write the active LoRA into the base's weights, in place, and take the adapters out: decoding without them
         costs a third less. Not for weights held in int8, nor for a model that goes on learning."""
-        for name, module in list(self.base.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge(safe_merge=True)
-                parent, _, child = name.rpartition(".")
-                setattr(self.base.get_submodule(parent), child, module.get_base_layer())
+        fold_lora(self.base)
 
     def merge(self) -> PreTrainedModel:
         """Write LoRA and new rows into the base model, in place, and return it: what the published layouts hold.
@@ -232,65 +224,9 @@ def build_causal_lm(
     """A causal language model with random weights from its config (a dict needs `model_type`)."""
     if isinstance(config, dict):
         config = AutoConfig.for_model(**config)
-    with _randomness(generator):
+    with global_random(generator):
         model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     return model.to(dtype) if dtype else model.float()
-
-
-@contextlib.contextmanager
-def _randomness(generator: torch.Generator | None) -> Iterator[None]:
-    """Lets libraries that know the global generator only draw from `generator`; the global one is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        if generator is not None:
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
-        yield
-
-
-def add_lora(
-    model: TextModel,
-    *,
-    rank: int = 16,
-    alpha: float = 32,
-    dropout: float = 0.05,
-    targets: Sequence[str] = LLAMA_PROJECTIONS,
-    adapter: str = "default",
-    generator: torch.Generator | None = None,
-) -> None:
-    """Put LoRA beside the named projections of the base model, in place and in float32; the base's own weights freeze.
-    A second one stays silent until `use_adapter`.
-
-    Raises RebusError when `targets` names no projection of this model. Source: the LoRA settings of SEED-LLaMA.
-    """
-    spoke = [m.active_adapters for m in model.base.modules() if isinstance(m, BaseTunerLayer)]
-    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), lora_dropout=dropout, target_modules=list(targets))
-    config._register_custom_module({nn.Linear: LoraLinear})
-    try:
-        with _randomness(generator), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
-            inject_adapter_in_model(config, model.base, adapter)
-    except ValueError as error:
-        kinds = sorted({name.rpartition(".")[2] for name, m in model.base.named_modules() if isinstance(m, nn.Linear)})
-        raise RebusError(
-            f"LoRA was asked for {', '.join(targets)}, but this language model's projections are {', '.join(kinds)}. "
-            "Name some of these as targets."
-        ) from error
-    for name, parameter in model.base.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-    if spoke:
-        use_adapter(model, spoke[0][0])
-
-
-def use_adapter(model: TextModel, adapter: str) -> None:
-    """Make `adapter` the one LoRA that is active."""
-    for module in model.base.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.set_adapter(adapter)
-
-
-def lora_state(model: TextModel, adapter: str = "default") -> dict[str, Tensor]:
-    """The tensors of one LoRA under PEFT's names, for export; inside this library its parameters' own names serve."""
-    return get_peft_model_state_dict(model.base, adapter_name=adapter)
 
 
 def own_names(model: TextModel) -> list[str]:

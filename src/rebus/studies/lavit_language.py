@@ -19,7 +19,7 @@ from rebus.lm import InterleavedLM, Losses, log_likelihoods
 from rebus.mini.frozen import Frozen
 from rebus.mini.llm import read_base
 from rebus.nn.attention import init_linears
-from rebus.nn.text_model import add_lora
+from rebus.nn.lora import add_lora
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.sequence import Sequence, collate, collated
 from rebus.studies.arms import Measure

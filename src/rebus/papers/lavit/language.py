@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from rebus.mini.llm import read_base
+from rebus.nn.lora import LLAMA_PROJECTIONS, add_lora
 from rebus.nn.new_rows import RowInit
-from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora
+from rebus.nn.text_model import TextModel
 from rebus.nn.text_tokenizer import TextTokenizer
 
 LLAMA_7B: dict[str, Any] = {

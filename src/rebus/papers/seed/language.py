@@ -19,8 +19,9 @@ from torch import Tensor
 from rebus.checkpoint import without_weights
 from rebus.lm import InterleavedLM
 from rebus.mini.llm import read_base
+from rebus.nn.lora import LLAMA_PROJECTIONS, add_lora
 from rebus.nn.new_rows import CodebookRows, NewRows, RowInit, Rows, init_rows, new_rows
-from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm
+from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer
 
 

@@ -24,7 +24,7 @@ from rebus.document import Document
 from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import InterleavedLM, Losses
-from rebus.nn.text_model import add_lora
+from rebus.nn.lora import add_lora
 from rebus.papers.seed.build import tokenizer_layers
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import LanguageConfig, build_language, share_codebook

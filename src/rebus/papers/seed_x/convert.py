@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rebus.checkpoint.rules import Drop, Move, Rule, Split
-from rebus.nn.text_model import LLAMA_PROJECTIONS
+from rebus.nn.lora import LLAMA_PROJECTIONS
 
 _COMPUTED = "computed from the config"
 

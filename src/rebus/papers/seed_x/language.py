@@ -19,9 +19,10 @@ import torch
 
 from rebus.errors import RebusError
 from rebus.mini.llm import read_base
+from rebus.nn.lora import LLAMA_PROJECTIONS, add_lora
 from rebus.nn.new_rows import RowInit, Rows
 from rebus.nn.resampler import ResamplerConfig
-from rebus.nn.text_model import LLAMA_PROJECTIONS, TextModel, add_lora, build_causal_lm
+from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.papers.seed_x.projectors import Regression
 

@@ -26,7 +26,7 @@ from rebus.checkpoint import SavedSystem, check_complete, config_from_json, conf
 from rebus.errors import RebusError
 from rebus.grammar import Template
 from rebus.lm import InterleavedLM
-from rebus.nn.text_model import add_lora
+from rebus.nn.lora import add_lora
 from rebus.packages import embedded
 from rebus.papers.seed_x.grammar import SeedXGrammar
 from rebus.papers.seed_x.language import LoraConfig

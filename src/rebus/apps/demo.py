@@ -51,12 +51,13 @@ class Turn:
 
 
 SCRIPT = (
-    Turn("What is in this picture?", shows="dog-fluent-3d.png", answer="text"),
+    Turn("What is in this picture?", shows="penguin-fluent-3d.png", answer="text"),
     Turn("Which group does this belong to?", answer="text"),
-    Turn("What is in this picture?", shows="rocket-noto.png", answer="text", anew=True),
+    Turn("What is in this picture?", shows="sailboat-fluent-3d.png", answer="text", anew=True),
     Turn("Draw a red apple in Noto style.", answer="image", anew=True),
     Turn("Draw the same in Fluent 3D style.", answer="image"),
-    Turn("Give me two examples from animals and nature, each with a picture.", anew=True),
+    Turn("Draw an evergreen tree in Noto style.", answer="image", anew=True),
+    Turn("Give me two examples from objects, each with a picture.", anew=True),
 )
 
 SPECIAL = (

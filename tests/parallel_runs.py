@@ -50,6 +50,7 @@ def _one(rank: int, world: int, folder: str, work: Callable[..., Any], arguments
     torch.set_num_threads(1)
     log.draw_curves = lambda folder: folder  # which takes longer than all the rest
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    dist.barrier()  # one that refuses at once would be gone while the others still look for it
     try:
         result = work(*arguments)
     except RebusError as error:

@@ -75,7 +75,7 @@ SPECIAL = (
 OTHERS = ("lavit:mini",)
 """Models that have their say behind the first, where their weights are there."""
 SHORT = (
-    Turn("What is in this picture?", shows="rocket-noto.png", answer="text"),
+    Turn("What is in this picture?", shows="sailboat-fluent-3d.png", answer="text"),
     Turn("Draw a red apple in Noto style.", answer="image", anew=True),
 )
 """What they are asked."""

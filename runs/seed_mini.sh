@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # seed:mini from nothing: data, shared parts, SEED's stages, and the embedded weights. Every step goes on where it was
-# stopped, so running this again is safe. Two to three hours on two CPU
-# cores with bfloat16 instructions.
+# stopped, so running this again is safe. About five hours on two CPU
+# cores with bfloat16 instructions, by the rates in weights/README.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rebus=${REBUS:-.venv/bin/rebus}

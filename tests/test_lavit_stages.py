@@ -26,6 +26,7 @@ from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
 from rebus.papers.lavit.language_training import LanguageTraining, cut
 from rebus.papers.lavit.mini_detokenizer import MiniDetokenizerConfig
 from rebus.papers.lavit.pack import pack, unpack
+from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.stages import (
     stage1a_selector,
     stage1b_codebook,
@@ -206,6 +207,25 @@ def test_the_codes_of_an_image_that_is_read_are_learned_where_the_switch_says(wo
     assert inside == stop - start and none == 0 and rest >= others >= len("a ramp") + 1
     (encoded,) = on.tokenizer.encode([image], {"generation"})
     assert [word - first for word in words.ids[start:stop]] == encoded.generated.ids_N.tolist()
+
+
+def test_the_projector_begins_from_captions_where_rows_do(work: Path) -> None:
+    started = language(stage2_language.stage(THIRD, work))
+    projector = started.lm.input_projector
+    assert isinstance(projector, LavitInputProjector)
+    noise = language(stage2_language.stage(replace(THIRD, row_start="random"), work)).lm.input_projector
+    for name, x in projector.merger.state_dict().items():
+        torch.testing.assert_close(x, started.tokenizer.merger.state_dict()[name], atol=0, rtol=0)
+    table = started.lm.llm.base.get_input_embeddings().weight.float()
+    images = [Image(PIL.Image.linear_gradient("L").convert("RGB"))]
+    (words,) = started.sequences([Document((user(*images), assistant("a ramp")))])
+    read = words.inputs
+    distances = [
+        (made(read) - table.mean(0)).square().sum(1).mean() / (table - table.mean(0)).square().sum(1).mean()
+        for made in (projector, noise)
+    ]
+    assert 0.05 < distances[0] < 20, distances  # as ordinary words lie
+    assert not torch.equal(projector.proj.weight, noise.proj.weight)
 
 
 def test_patches_may_be_drawn_anew_each_time(work: Path) -> None:

@@ -19,7 +19,7 @@ from rebus.mini.frozen import fingerprint
 from rebus.mini.llm import _half_split
 from rebus.mini.replay import WithReplies, base_replies, prompts, whole
 from rebus.mini.vision import CONFIGS, MiniVision, PrincipalComponents
-from rebus.nn.caption_rows import rows_from_captions
+from rebus.nn.caption_rows import linear_from_captions, rows_from_captions, words_at
 from rebus.nn.text_tokenizer import ByteTokenizer
 
 
@@ -142,6 +142,21 @@ def test_code_rows_begin_as_the_words_of_their_pictures() -> None:
     assert torch.cosine_similarity(summed, words).min() > 0.99
     assert torch.cosine_similarity(outputs[0] - centre, words[:2].mean(0), dim=0) > 0.99
     assert torch.cosine_similarity(outputs[3] - centre, words[2], dim=0) > 0.99
+
+
+def test_a_way_in_begins_as_the_words_of_the_pictures() -> None:
+    text, generator = ByteTokenizer(), torch.Generator().manual_seed(0)
+    table = torch.randn(text.words, 16, generator=generator)
+    lengths, captions = [2, 1, 3, 2], ["aa", "ab", "zz", "qx"]
+    x = torch.randn(sum(lengths), 12, generator=generator)
+    weight, bias = linear_from_captions(table, text, x, lengths, captions, ridge=1e-5)
+    made = torch.nn.functional.linear(x, weight, bias)
+    centre, spread = words_at(table)
+    torch.testing.assert_close((made - centre).square().sum(1).mean().sqrt(), spread)
+    words = torch.stack([table[text.encode(" " + caption)].mean(0) for caption in captions])
+    words -= words.mean(0)
+    means = torch.stack([part.mean(0) for part in made.split(lengths)]) - centre
+    assert torch.cosine_similarity(means, words).min() > 0.99
 
 
 def test_plain_replies_are_mixed_in_by_position_and_none_is_asked_in_the_evaluation(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ Next-token training on pairs with the image first (vectors in, the image's own c
 the text first (codes), and on text. The language model, the rows of codes and a second merger learn; the tokenizer stays as
 stage 1 left it. The paper: LLaMA-7B in full, 256 A100 for about 30 hours.
 
-The mini begins the rows of codes from the words that describe the pictures in which they occur, trains adapters in place of
-the whole model, and learns replies alone: with ten thousand documents nothing else would be learned.
+The mini begins the rows of codes, and the projector's linear layer, from the words that describe the pictures, trains adapters
+in place of the whole model, and learns replies alone: with ten thousand documents nothing else would be learned.
 
     rebus train lavit.stage2_language --config mini --work state
     rebus train lavit.stage2_language --config paper --work state --data sets.json --tokenizer lavit --base llama
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from rebus.checkpoint import config_from_json, load_system
@@ -33,7 +34,7 @@ from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind
 from rebus.mini.frozen import Frozen
-from rebus.nn.caption_rows import rows_from_captions
+from rebus.nn.caption_rows import linear_from_captions, rows_from_captions
 from rebus.nn.new_rows import Rows
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
 from rebus.papers.lavit.build import read_tokenizer_part
@@ -47,6 +48,7 @@ from rebus.papers.lavit.language_training import (
     mixture,
     trainable,
 )
+from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.selector import Selection
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
@@ -71,8 +73,8 @@ class Config:
     selection: Selection = "sample"
     """How patches are chosen while training; the successor's code draws them, as in stage 1."""
     row_start: Literal["random", "captions"] = "random"
-    """How the rows of codes begin: as ordinary word vectors do (the authors' public answer), or from the words that
-    describe their pictures."""
+    """How the rows of codes and the projector's linear layer begin: as ordinary word vectors do (the authors' public
+    answer) and as noise, or both from the words that describe pictures."""
     loss: LossKind = "paper"
     """Which words are learned: `paper` all of them, `reply` what follows the first message."""
     mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
@@ -190,6 +192,7 @@ def stage(
     module = begun(config, bank_tokenizer(config.system.tokenizer, frozen), generator, base)
     if config.row_start == "captions":
         start_rows(module, frozen)
+        start_projector(module, frozen)
     pictures = load_pictures(work / "emoji")
     documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
 
@@ -229,3 +232,21 @@ def start_rows(module: LanguageTraining, data: Frozen) -> None:
     assert llm.rows is not None and isinstance(llm.rows.input, Rows) and isinstance(llm.rows.output, Rows)
     for rows, begun_KD in zip((llm.rows.input, llm.rows.output), made, strict=True):
         rows.weight_VD[first : first + spelling.codes] = begun_KD
+
+
+@torch.no_grad()
+def start_projector(module: LanguageTraining, data: Frozen, most: int = 8192) -> None:
+    """Sets the projector's linear layer from `most` single pictures of the bank; its merger is as the tokenizer's."""
+    singles, tokenizer, projector = data.singles("train", most), module.tokenizer, module.lm.input_projector
+    assert isinstance(projector, LavitInputProjector)
+    rows, lengths = [], []
+    for i in np.array_split(singles, -(-len(singles) // 256)):
+        x_INC = data.rows("train", i, "tokens")[0][:, 1:]
+        keep_IN = tokenizer.keep(x_INC)
+        rows.append(projector.merger.kept(x_INC, keep_IN))
+        lengths += keep_IN.sum(1).tolist()
+    captions = [data.bank("train").captions[i] for i in singles]
+    table_VD = module.lm.llm.base.get_input_embeddings().weight
+    weight_DC, bias_D = linear_from_captions(table_VD, module.grammar.text, torch.cat(rows), lengths, captions)
+    projector.proj.weight.copy_(weight_DC)
+    projector.proj.bias.copy_(bias_D)

@@ -17,7 +17,7 @@ from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.spelling import mini
 from rebus.papers.seed.variants import PLAIN_TOKENIZER
 from rebus.studies import arms as a
-from rebus.studies import causal
+from rebus.studies import causal, causal_verdict
 from rebus.studies import writer as writer_of
 
 
@@ -125,7 +125,39 @@ def test_the_causal_study_runs_all_of_its_arms(tmp_path):
         assert all(np.isfinite(list(record.figures.values())))
         assert record.figures["perplexity"] <= 64
     assert study.run((0,)) == records
-    assert "causal codes (SEED)" in (tmp_path / "out" / "table.md").read_text()
+    text = study.write(records, tmp_path / "docs")
+    assert "causal codes (SEED)" in text and "One seed is no evidence" in text
+    for folder in ("out", "docs"):
+        assert (tmp_path / folder / "causal.md").read_text() == text
+        assert (tmp_path / folder / "causal.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _causal_records(**means):
+    figures = [measure.name for measure in causal.MEASURES]
+    return [
+        a.Record(arm, seed, {name: means.get(arm, {}).get(name, 0.5) + 0.01 * seed for name in figures}, 1.0)
+        for arm in causal.KINDS
+        for seed in range(3)
+    ]
+
+
+def test_the_verdict_on_causal_codes_follows_the_records():
+    def said(**means):
+        found = causal_verdict.findings(_causal_records(**means))
+        return [finding.yes for finding in found], causal_verdict.conclusion(found), found
+
+    yes, text, found = said(causal={"nats": 0.4, "valid": 0.9, "likeness": 0.9, "image_error": 0.4})
+    assert yes == [True] * 4 and "claim holds here" in text and "They keep more" in text
+    assert "better: 0.4100 against 0.5100 of `grid` (seed spread 0.0200)" in found[0].grounds[1]
+    yes, text, found = said(causal={"nats": 0.4}, grid={"nats": 0.3, "valid": 0.1})
+    assert yes == [False] * 4 and "does not show here" in text and "no more of the picture" in text
+    assert found[0].answer == "No: better than bidirectional codes and worse than grid cells."
+    assert found[3].answer.endswith("within what the seeds differ.")
+    yes, text, _ = said(causal={"valid": 0.9})
+    assert (
+        yes == [False, True, False, False]
+        and "holds in part: against both rivals causal codes are more often whole" in text
+    )
 
 
 def test_the_command_lists_studies_and_names_them_when_one_is_unknown():

@@ -21,6 +21,7 @@ from rebus.studies import lavit_language, lavit_verdict, limit
 from rebus.studies.arms import Record
 from rebus.studies.lavit_figures import MEASURES, name_of, named_alike
 from rebus.studies.lavit_tokens import Study, study
+from rebus.studies.verdict import against
 from rebus.train.optimiser import select
 
 TINY_BASE = SYSTEM.language.base
@@ -184,14 +185,14 @@ def made(**means: dict[str, tuple[float, ...]]) -> list[Record]:
 
 def test_better_is_what_exceeds_the_spread_of_the_seeds():
     records = made(learned={"at_budget": (0.80, 0.81, 0.82)}, grid={"at_budget": (0.78, 0.79, 0.80)})
-    compared = lavit_verdict.against(records, "learned", "grid", "at_budget")
+    compared = against(records, "learned", "grid", "at_budget")
     assert compared.says == "no different" and compared.spread == pytest.approx(0.02)
     records = made(learned={"at_budget": (0.80, 0.81, 0.82)}, grid={"at_budget": (0.77, 0.78, 0.79)})
-    assert lavit_verdict.against(records, "learned", "grid", "at_budget").says == "better"
-    assert lavit_verdict.against(records, "grid", "learned", "at_budget").says == "worse"
-    assert lavit_verdict.against(records, "grid", "learned", "at_budget", higher=False).says == "better"
+    assert against(records, "learned", "grid", "at_budget").says == "better"
+    assert against(records, "grid", "learned", "at_budget").says == "worse"
+    assert against(records, "grid", "learned", "at_budget", higher=False).says == "better"
     one = [record for record in records if record.seed == 0]
-    assert lavit_verdict.against(one, "learned", "grid", "at_budget").says == "unknown"
+    assert against(one, "learned", "grid", "at_budget").says == "unknown"
 
 
 def test_the_verdict_follows_the_records():

@@ -4,7 +4,7 @@ Three tokenizers that differ in nothing but where their 32 tokens come from: que
 queries that all see each other, and the cells of a grid over the picture, row by row. Each is trained as SEED's stages 1 and 2
 are; then a small language model from nothing learns to write captions' pictures in its codes, and has to do so on its own.
 
-    rebus study causal --work state --out state/study-causal
+    rebus study causal --work state --out state/study-causal --docs docs/studies
 
 Dimension key: I images · S tokens of the vision encoder · N codes of an image · C width · D width of the image embedding
 """
@@ -32,7 +32,9 @@ from rebus.papers.seed.stages.stage1_qformer import QFormerTraining
 from rebus.papers.seed.stages.stage2_codebook import CodebookTraining
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import PLAIN_TOKENIZER
-from rebus.studies.arms import Arm, Measure, Record, Report, run_arms, write_study
+from rebus.studies import causal_verdict
+from rebus.studies.arms import Arm, Measure, Record, Report, run_arms
+from rebus.studies.verdict import publish
 from rebus.studies.writer import Writer, WriterConfig, retrieved
 from rebus.train import Losses, Stage, Trainable, fit
 
@@ -281,16 +283,40 @@ class Study:
     def run(self, seeds: tuple[int, ...]) -> list[Record]:
         """All arms with all seeds; what is on disk is not run again."""
         arms = self.arms()
-        records = run_arms(arms, seeds, self.out, recipe=asdict(self.config), report=self.report)
-        write_study(self.out, arms, MEASURES, records)
-        return records
+        return run_arms(arms, seeds, self.out, recipe=asdict(self.config), report=self.report)
+
+    def write(self, records: list[Record], docs: Path | None) -> str:
+        """Figures, plot and verdict, under `out` and, where it is given, under `docs`."""
+        config, found = self.config, causal_verdict.findings(records)
+        return publish(
+            "causal",
+            (self.out, docs),
+            self.arms(),
+            MEASURES,
+            records,
+            title=causal_verdict.TITLE,
+            conclusion=causal_verdict.conclusion(found),
+            found=found,
+            setting={
+                "codes of an image": PLAIN_TOKENIZER.qformer.queries,
+                f"{config.codebook} codebook of": config.codes,
+                "steps of stages 1 and 2": f"{config.stage1} and {config.stage2}",
+                "steps of the language model": config.language,
+                "pictures measured": config.n,
+            },
+        )
 
 
 def study(
-    config: Config, work: Path, out: Path, *, seeds: tuple[int, ...] = (0, 1, 2), report: Report = lambda line: None
+    config: Config,
+    work: Path,
+    out: Path,
+    *,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    report: Report = lambda line: None,
+    docs: Path | None = None,
 ) -> str:
-    """Runs what of the study is not yet on disk under `out`, and returns its table; needs `rebus train mini.vision` under
-    `work`."""
+    """Runs what of the study is not yet on disk under `out`, writes `causal.md` and its plot there and under `docs`, and
+    returns the text; needs `rebus train mini.vision` under `work`."""
     whole = Study(config, work, out, report)
-    records = whole.run(seeds)
-    return write_study(out, whole.arms(), MEASURES, records)
+    return whole.write(whole.run(seeds), docs)

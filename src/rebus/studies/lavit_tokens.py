@@ -33,6 +33,7 @@ from rebus.studies.arms import Arm, Measure, Record, Report, plot, run_arms, tab
 from rebus.studies.lavit_arms import KINDS, Config, TokensArm
 from rebus.studies.lavit_figures import MEASURES, measured
 from rebus.studies.limit import affordable, fit_within
+from rebus.studies.verdict import best_of
 from rebus.train import Losses, Optim, Stage
 
 NAME = "lavit_tokens"
@@ -120,7 +121,7 @@ class Study:
         """The three arms that say most: LaVIT's, the best of the choices that are not learned, and the best encoder that
         chooses nothing."""
         rivals = (lavit_verdict.UNLEARNED, lavit_verdict.ENCODERS)
-        return ["learned", *(lavit_verdict.best_of(records, rival, "at_budget") for rival in rivals)]
+        return ["learned", *(best_of(records, rival, "at_budget") for rival in rivals)]
 
     def read(self, kind: str, seed: int, folder: Path) -> Mapping[str, float]:
         """What a language model learns to say from the tokens of an arm that has been trained."""

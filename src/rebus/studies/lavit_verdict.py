@@ -1,17 +1,16 @@
 """What the figures of the study of LaVIT's tokens say, in words: every sentence follows from records, none is fixed.
 
-The rule: one way is better than another if the difference of their means exceeds the spread of either over its seeds (highest
-minus lowest). The length is dynamic if pictures differ several times as much as draws of one picture do, and longer pictures
-are those with more to see. With a single seed there is no spread, and nothing is said.
+The rule that compares two ways is in `verdict.py`. The length is dynamic if pictures differ several times as much as draws of one
+picture do, and longer pictures
+are those with more to see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from rebus.studies.arms import Record, summary
+from rebus.studies.verdict import Against, Finding, against, answer, overall, written
 
 SEVERAL = 3.0
 """How many times as much pictures must differ as draws do."""
@@ -19,81 +18,6 @@ GOES_WITH = 0.3
 """Correlation from which tokens are said to go with complexity."""
 UNLEARNED = ("random", "grid", "norm")
 ENCODERS = ("pooled", "queries")
-
-Says = Literal["better", "worse", "no different", "unknown"]
-
-
-@dataclass(frozen=True)
-class Against:
-    """Two arms compared by one figure."""
-
-    arm: str
-    other: str
-    measure: str
-    mean: float
-    mean_of_other: float
-    spread: float
-    """the larger of the two spreads over the seeds"""
-    seeds: int
-    higher: bool = True
-    """whether more of it is better"""
-
-    @property
-    def says(self) -> Says:
-        """What the rule says of the first."""
-        if self.seeds < 2:
-            return "unknown"
-        gain = (self.mean - self.mean_of_other) * (1 if self.higher else -1)
-        return "better" if gain > self.spread else "worse" if gain < -self.spread else "no different"
-
-    def __str__(self) -> str:
-        spread = f"seed spread {self.spread:.4f}" if self.seeds > 1 else "one seed"
-        difference = f"{self.mean:.4f} against {self.mean_of_other:.4f} of `{self.other}` ({spread})"
-        return f"{'cannot be said: ' if self.says == 'unknown' else self.says + ': '}{difference}"
-
-
-def against(records: Sequence[Record], arm: str, other: str, measure: str, *, higher: bool = True) -> Against:
-    """Compares two arms over the seeds that both have."""
-    seeds = {r.seed for r in records if r.arm == arm} & {r.seed for r in records if r.arm == other}
-    some = [record for record in records if record.seed in seeds]
-    mean, low, high = summary(some, arm, measure)
-    mean_of_other, other_low, other_high = summary(some, other, measure)
-    return Against(
-        arm, other, measure, mean, mean_of_other, max(high - low, other_high - other_low), len(seeds), higher
-    )
-
-
-def best_of(records: Sequence[Record], arms: Sequence[str], measure: str) -> str:
-    """The arm with the highest mean."""
-    return max(arms, key=lambda arm: summary(records, arm, measure)[0])
-
-
-def overall(comparisons: Sequence[Against]) -> Says:
-    """`better` or `worse` if all are, `unknown` if any is, else `no different`."""
-    said = {comparison.says for comparison in comparisons}
-    if "unknown" in said:
-        return "unknown"
-    return said.pop() if len(said) == 1 else "no different"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """An answer to one question, with what it rests on."""
-
-    question: str
-    answer: str
-    yes: bool | None
-    """None where the figures do not say"""
-    grounds: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join([f"**{self.question}** {self.answer}", "", *(f"- {ground}" for ground in self.grounds), ""])
-
-
-def answer(says: Says, yes: str, no: str, same: str) -> tuple[str, bool | None]:
-    """Words for what the rule says."""
-    words = {"better": (yes, True), "worse": (no, False), "no different": (same, False)}
-    return words.get(says, ("Cannot be said: more than one seed is needed.", None))
 
 
 def findings(records: Sequence[Record]) -> list[Finding]:
@@ -199,32 +123,15 @@ def conclusion(found: Sequence[Finding]) -> str:
 
 
 def document(records: Sequence[Record], *, setting: Mapping[str, object], tables: str, plots: Sequence[str]) -> str:
-    """The study as Markdown: question, answer, grounds, tables and plots."""
+    """The study as Markdown."""
     found = findings(records)
-    seeds = len({record.seed for record in records})
-    about = [f"{name.replace('_', ' ')} {value}" for name, value in setting.items()]
-    lines = [
-        "# Does it help that LaVIT chooses patches and merges the others into them?",
-        "",
-        "Written by `rebus study lavit-tokens` from what it measured; run it again, and it is written anew.",
-        "",
-        f"**Verdict.** {conclusion(found)}",
-        "",
-        f"Every arm was trained with {seeds} {'seed' if seeds == 1 else 'seeds'} on the frozen features of the mini vision "
-        f"encoder: {', '.join(about)}. The rule: one way is better if the means differ by more than the larger of the two "
-        "spreads over the seeds (highest minus lowest).",
-        "",
-        *map(str, found),
-        "## Figures",
-        "",
-        "Mean over the seeds (lowest to highest).",
-        "",
-        tables,
-        "",
-        *(f"![{plot}]({plot})" for plot in plots),
-        "",
-        "Small pictures, small models and minutes of training: this says what helps at this size, not at 7 billion "
-        "parameters.",
-        "",
-    ]
-    return "\n".join(lines)
+    return written(
+        "Does it help that LaVIT chooses patches and merges the others into them?",
+        "lavit-tokens",
+        conclusion(found),
+        found,
+        records,
+        setting=setting,
+        tables=tables,
+        plots=plots,
+    )

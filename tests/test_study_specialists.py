@@ -18,14 +18,20 @@ def records(**arms: list[float]) -> list[Record]:
     return [Record(arm, seed, one, 1.0) for arm, many in figures.items() for seed, one in enumerate(many)]
 
 
-def test_a_difference_counts_where_the_seeds_ranges_lie_apart() -> None:
-    said = s.verdict(records(chat=[1, 2, 3], edit=[1, 2, 3], both=[4, 5, 6], both_long=[2, 3, 4]))
-    assert len(said) == 2 * len(s.MEASURES)
-    words = [line for line in said if "nats per word" in line]
-    assert "the specialist is better than one for both, as long as a specialist (2 against 5)" in words[0]
-    assert "no difference beyond the seeds'" in words[1]
-    pointed = [line for line in said if "overlap by half" in line]
-    assert "the specialist is worse than" in pointed[0]  # there, more is better
+def test_a_difference_counts_where_it_exceeds_what_the_seeds_differ() -> None:
+    found = s.findings(records(chat=[1, 2, 3], edit=[1, 2, 3], both=[5, 6, 7], both_long=[2, 3, 4]))
+    assert len(found) == len(s.MEASURES)
+    words, pointed = (next(f for f in found if part in f.question) for part in ("nats per word", "overlap by half"))
+    assert words.yes is False and words.answer == (
+        "The specialist is better than one for both, as long as a specialist and no different from one for both, as long "
+        "as the two together."
+    )
+    assert "worse than one for both, as long as a specialist" in pointed.answer  # there, more is better
+    assert s.conclusion(found).startswith("No:")
+    found = s.findings(records(chat=[1, 2, 3], edit=[1, 2, 3], both=[5, 6, 7], both_long=[5, 6, 7]))
+    assert [f.yes for f in found] == [True, True, False, True]
+    assert "only in chat: nats per word" in s.conclusion(found)
+    assert "One seed" in s.conclusion(s.findings(records(chat=[1], edit=[1], both=[2], both_long=[3])))
 
 
 def test_the_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +43,7 @@ def test_the_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(s, "KINDS", {name: s.KINDS[name] for name in ("chat", "edit", "both", "both_long")})
     text = s.study(config, work, out, seeds=(0,), report=lines.append)
     assert "specialist for editing" in text and "as long as the two together" in text
-    assert (out / "verdict.md").read_text().strip() == text.strip() and (out / "table.md").exists()
+    assert (out / "specialists.md").read_text() == text and "One seed is no evidence" in text
     again: list[str] = []
     assert s.study(config, work, out, seeds=(0,), report=again.append) == text and not again
     parts = s.Study(config, work, out, print)

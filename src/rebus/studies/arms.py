@@ -1,7 +1,7 @@
 """Arms of an experiment: each is run once for every seed, kept on disk, and set beside the others.
 
 A study names its arms and the figures that it reads; `run_arms` runs what has no record yet, so that a study goes on where it
-was stopped; `write_study` makes a table and a plot of all records.
+was stopped; `table` and `plot` show all records.
 """
 
 from __future__ import annotations
@@ -145,15 +145,3 @@ def plot(arms: Sequence[Arm], measures: Sequence[Measure], records: Sequence[Rec
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def write_study(out: Path, arms: Sequence[Arm], measures: Sequence[Measure], records: Sequence[Record]) -> str:
-    """Writes `out/table.md` and, where matplotlib is installed, `out/plot.png`. Returns the table."""
-    text = table(arms, measures, records)
-    write(out / "table.md", f"{text}\n".encode())
-    try:
-        picture = plot(arms, measures, records)
-    except ImportError:
-        return text
-    write(out / "plot.png", picture)
-    return text

@@ -4,7 +4,7 @@ SEED-X tunes its base once for each speciality and has no model that does all of
 mini's base gets adapters of one size: one for chat, one for editing, one for both in half of the steps for each, and one for
 both that is trained as long as the two together. All are measured on both specialities' held-out documents.
 
-    rebus study specialists --work state --out state/study-specialists
+    rebus study specialists --work state --out state/study-specialists --docs docs/studies
 
 Dimension key: none; tensors are made by the language model
 """
@@ -30,10 +30,10 @@ from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.language_training import LanguageTraining, trainable
 from rebus.papers.seed_x.stages import instruct
 from rebus.sampling import Sampling
-from rebus.studies.arms import Arm, Measure, Record, Report, run_arms, summary, write_study
+from rebus.studies.arms import Arm, Measure, Record, Report, run_arms
+from rebus.studies.verdict import Against, Finding, against, answer, overall, publish
 from rebus.system import System
 from rebus.train import Stage, fit
-from rebus.train.checkpointing import write_whole
 
 MEASURES = (
     Measure("chat_words", "chat: nats per word of replies", "lower"),
@@ -147,32 +147,70 @@ class Study:
         return run_arms(self.arms(), seeds, self.out, recipe=asdict(self.config), report=self.report)
 
 
-def verdict(records: Sequence[Record]) -> list[str]:
-    """For each figure, whether the speciality's own arm is better than one for both: by its range over the seeds, which must
-    lie apart from the other's."""
-    said = []
+def findings(records: Sequence[Record]) -> list[Finding]:
+    """For each figure: is the speciality's own adapter better than one for both?"""
+    made = []
     for measure in MEASURES:
-        own = measure.name.partition("_")[0] if measure.name != "pointed" else "chat"
-        for other in ("both", "both_long"):
-            mine, theirs = summary(records, own, measure.name), summary(records, other, measure.name)
-            sign = -1 if measure.better == "lower" else 1
-            if sign * (mine[0] - theirs[0]) > 0 and max(mine[1], theirs[1]) > min(mine[2], theirs[2]):
-                word = "the specialist is better than"
-            elif max(mine[1], theirs[1]) > min(mine[2], theirs[2]):
-                word = "the specialist is worse than"
-            else:
-                word = "no difference beyond the seeds' to"
-            said.append(f"- {measure.title}: {word} {KINDS[other][0]} ({mine[0]:.3g} against {theirs[0]:.3g})")
-    return said
+        own = "edit" if measure.name.startswith("edit") else "chat"
+        higher = measure.better != "lower"
+        compared = [against(records, own, other, measure.name, higher=higher) for other in ("both", "both_long")]
+        words, yes = answer(
+            overall(compared),
+            "The specialist is better than one for both, even one that is trained as long as the two together.",
+            "The specialist is worse than one for both, for as many steps and for twice as many.",
+            f"{sides(compared)}.",
+        )
+        made.append(Finding(f"{measure.title}:", words, yes, tuple(f"{KINDS[c.other][0]}: {c}" for c in compared)))
+    return made
+
+
+def sides(compared: Sequence[Against]) -> str:
+    """Words for where the rule does not say the same of all."""
+    parts = [f"{c.says} than {KINDS[c.other][0]}" for c in compared if c.says in ("better", "worse")]
+    parts += [f"no different from {KINDS[c.other][0]}" for c in compared if c.says == "no different"]
+    return f"The specialist is {' and '.join(parts)}"
+
+
+def conclusion(found: Sequence[Finding]) -> str:
+    """Whether one should become three, from the findings."""
+    said = [finding.yes for finding in found]
+    if None in said:
+        return "One seed is no evidence. Run the study with three seeds."
+    if all(said):
+        return "Yes, one becomes three: by every figure a specialist beats one adapter for both, at equal steps and at twice as many."
+    if any(said):
+        better = [finding.question.rstrip(":") for finding in found if finding.yes]
+        return f"In part: a specialist beats one adapter for both, at equal steps and at twice as many, only in {'; '.join(better)}."
+    return "No: by no figure does a specialist beat both one adapter for both at equal steps and one at twice as many."
 
 
 def study(
-    config: Config, work: Path, out: Path, *, seeds: tuple[int, ...] = (0, 1, 2), report: Report = lambda line: None
+    config: Config,
+    work: Path,
+    out: Path,
+    *,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    report: Report = lambda line: None,
+    docs: Path | None = None,
 ) -> str:
-    """Runs what of the study is not yet on disk under `out`, and returns its table and verdict; needs `work/emoji` and a saved
-    base (`rebus pack seed_x:mini`)."""
+    """Runs what of the study is not yet on disk under `out`, writes `specialists.md` and its plot there and under `docs`, and
+    returns the text; needs `work/emoji` and a saved base (`rebus pack seed_x:mini`)."""
     whole = Study(config, work, out, report)
     records = whole.run(seeds)
-    text = write_study(out, whole.arms(), MEASURES, records) + "\n\n" + "\n".join(verdict(records))
-    write_whole(out / "verdict.md", lambda file: file.write(f"{text}\n".encode()))
-    return text
+    found = findings(records)
+    return publish(
+        "specialists",
+        (out, docs),
+        whole.arms(),
+        MEASURES,
+        records,
+        title="One becomes three: is a model tuned for one speciality better at it than one tuned for all?",
+        conclusion=conclusion(found),
+        found=found,
+        setting={
+            "steps of a specialist": config.steps,
+            "documents of a step": config.batch,
+            "documents measured of each kind": config.n,
+            "scenes pointed at": config.points,
+        },
+    )

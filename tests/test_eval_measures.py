@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rebus.evals.cider import Cider
-from rebus.evals.codebook import codebook_figures
+from rebus.evals.codebook import codebook_figures, own_codes
 from rebus.evals.figures import Figure, compare, wrong_targets
 from rebus.evals.likeness import MOST_DB, psnr, ssim
 from rebus.evals.nearest import Gallery
@@ -115,8 +115,8 @@ def test_ssim():
 
 
 def test_codebook_figures():
-    found = dict(codebook_figures([[0, 1], [0, 1]], 4))
-    even = 4 * (1 - 0.75**4)
+    found = dict(codebook_figures([[0, 1], [1, 0], [0, 1]], 4))
+    even = 4 * (1 - 0.75**6)
     assert found == pytest.approx(
         {
             "codebook/used": 2,
@@ -125,12 +125,20 @@ def test_codebook_figures():
             "codebook/perplexity": 2,
             "codebook/codes_per_image": 2,
             "codebook/bits_per_image": 2,
-            "codebook/not_unique": 1,
+            "codebook/not_unique": 2 / 3,
         }
     )
-    ceilings = {f.name: f.ceiling for f in codebook_figures([[0, 1], [0, 1]], 4)}
+    ceilings = {f.name: f.ceiling for f in codebook_figures([[0, 1], [1, 0], [0, 1]], 4)}
     assert ceilings["codebook/used"] == pytest.approx(even) and ceilings["codebook/bits_per_image"] == 4
     assert "codebook/dead" not in dict(codebook_figures([[0]], None))
+
+
+def test_a_place_with_codes_of_its_own_is_not_counted_as_bits():
+    figures = {f.name: f for f in codebook_figures([[0, 2], [1, 3], [0, 3], [1, 2]], 4)}
+    bits = figures["codebook/bits_per_image"]
+    assert bits.value == pytest.approx(2) and bits.ceiling == pytest.approx(2)  # four images, two bits
+    assert figures["codebook/perplexity"].value == pytest.approx(4)
+    assert not own_codes([[0, 1], [1, 0]]) and not own_codes([[0, 1], [0]]) and own_codes([[0, 1], [0, 2]])
 
 
 # ------------------------------------------------------------------------------------------------ comparisons

@@ -35,11 +35,13 @@ def entries(tokenizer: Any) -> int | None:
 
 def codebook_figures(ids: Sequence[Sequence[int]], size: int | None) -> Iterator[Figure]:
     """The figures of the codes of some images; `size` is that of the codebook, where it is known. Ceilings are what
-    codes drawn evenly and independently would give in as many images."""
+    codes drawn evenly and independently would give in as many images. Where each place has codes of its own, to know the
+    place is no information, and is taken off the bits."""
     counts = Counter(code for image in ids for code in image)
     total = counts.total()
     entropy = -sum(count / total * math.log2(count / total) for count in counts.values())
     per_image = total / len(ids)
+    known = math.log2(per_image) if own_codes(ids) else 0.0  # of a code's entropy, what its place says already
     even = None if size is None else size * (1 - (1 - 1 / size) ** total)
     note = f"{len(ids)} images, {total} codes"
 
@@ -52,6 +54,16 @@ def codebook_figures(ids: Sequence[Sequence[int]], size: int | None) -> Iterator
         yield figure("dead", size - len(counts), size - even, "lower")
     yield figure("perplexity", 2**entropy, None if size is None else float(size))
     yield figure("codes_per_image", per_image, None, "")
-    yield figure("bits_per_image", per_image * entropy, None if size is None else per_image * math.log2(size), "")
+    most = None if size is None else per_image * (math.log2(size) - known)
+    yield figure("bits_per_image", per_image * (entropy - known), most, "")
     same = Counter(tuple(image) for image in ids)
     yield figure("not_unique", sum(count for count in same.values() if count > 1) / len(ids), 0.0, "lower")
+
+
+def own_codes(ids: Sequence[Sequence[int]]) -> bool:
+    """Whether all images have as many codes, and no code occurs at two places."""
+    places: dict[int, set[int]] = {}
+    for image in ids:
+        for place, code in enumerate(image):
+            places.setdefault(code, set()).add(place)
+    return len({len(image) for image in ids}) == 1 and all(len(found) == 1 for found in places.values())

@@ -28,12 +28,13 @@ import torch
 from rebus.checkpoint import config_from_json, load_system
 from rebus.data.emoji import PRETRAIN as EMBEDDED
 from rebus.data.emoji import EmojiDocuments
-from rebus.data.loader import Loader
+from rebus.data.loader import Addressed, Loader
 from rebus.data.pictures import load_pictures
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind
 from rebus.mini.frozen import Frozen
+from rebus.mini.moving import Moved
 from rebus.nn.caption_rows import linear_from_captions, rows_from_captions
 from rebus.nn.new_rows import Rows
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
@@ -79,6 +80,8 @@ class Config:
     """Which words are learned: `paper` all of them, `reply` what follows the first message."""
     mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
     """Share of each kind of document of the embedded data."""
+    moved: float = 0.0
+    """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time."""
     batch: int = 2048
     """Documents of one step of the embedded data; Video-LaVIT's."""
     source_batch: int | None = None
@@ -114,6 +117,7 @@ CONFIGS = {
         row_start="captions",
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
+        moved=0.6,
         batch=16,
         pack=128,
         base_dtype="bf16",
@@ -194,7 +198,9 @@ def stage(
         start_rows(module, frozen)
         start_projector(module, frozen)
     pictures = load_pictures(work / "emoji")
-    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    if config.moved:
+        documents = Moved(documents, share=config.moved, seed=config.seed)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):

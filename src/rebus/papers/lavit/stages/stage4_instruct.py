@@ -21,10 +21,11 @@ import torch
 
 from rebus.data.emoji import INSTRUCT as EMBEDDED
 from rebus.data.emoji import EmojiDocuments
-from rebus.data.loader import Loader
+from rebus.data.loader import Addressed, Loader
 from rebus.data.pictures import load_pictures
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
+from rebus.mini.moving import Moved
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language import LanguageConfig
 from rebus.papers.lavit.language_training import (
@@ -61,6 +62,8 @@ class Config:
     """How patches are chosen while training."""
     mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
     """Share of each kind of document of the embedded data."""
+    moved: float = 0.0
+    """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time."""
     batch: int = 128
     """Documents of one step of the embedded data."""
     source_batch: int | None = None
@@ -91,6 +94,7 @@ CONFIGS = {
         system=MINI,
         selection="expected",
         mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
+        moved=0.6,
         batch=16,
         pack=128,
         base_dtype="bf16",
@@ -123,7 +127,9 @@ def stage(
         )
     module = begun(config, work, bank_tokenizer(config.system.tokenizer, Frozen(work)), generator, base)
     pictures = load_pictures(work / "emoji")
-    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    if config.moved:
+        documents = Moved(documents, share=config.moved, seed=config.seed)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rebus.data.emoji import PRETRAIN, EmojiDocuments
-from rebus.data.loader import Loader
+from rebus.data.loader import Addressed, Loader
 from rebus.data.pictures import load_pictures
 from rebus.document import Document
 from rebus.errors import RebusError
@@ -36,6 +36,7 @@ from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import CodePositions, InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
+from rebus.mini.moving import Moved
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.new_rows import CodebookRows, Rows
 from rebus.papers.seed import tuning
@@ -69,6 +70,8 @@ class Config:
     """Which words are learned: `paper` all of them, `reply` what follows the first message."""
     mix: Mapping[str, float] = field(default_factory=lambda: PRETRAIN)
     """Share of each kind of document of the embedded data."""
+    moved: float = 0.0
+    """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time."""
     batch: int = 116
     """Documents of one step."""
     source_batch: int | None = None
@@ -116,6 +119,7 @@ CONFIGS = {
         row_start="captions",
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
+        moved=0.6,
         batch=16,
         pack=128,
         first_code_weight=6.0,
@@ -132,6 +136,7 @@ CONFIGS = {
         loss="reply",
         # pairs, as in the paper; a few wishes and questions (our choice), as there is no stage 4 that would bring them
         mix={"caption": 0.35, "draw": 0.35, "request": 0.2, "describe": 0.1},
+        moved=0.6,
         batch=16,
         pack=128,
         first_code_weight=6.0,
@@ -285,7 +290,9 @@ def stage(
     pictures = load_pictures(work / "emoji")
     if config.row_start == "captions":
         start_rows(module, work)
-    documents = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    if config.moved:
+        documents = Moved(documents, share=config.moved, seed=config.seed)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):

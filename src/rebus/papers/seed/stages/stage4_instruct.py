@@ -25,6 +25,7 @@ from rebus.data.emoji import INSTRUCT, EmojiDocuments
 from rebus.data.loader import Addressed, Loader
 from rebus.data.pictures import load_pictures
 from rebus.evals.battery import GateConfig, ability_gates
+from rebus.mini.moving import Moved
 from rebus.mini.replay import WithReplies, base_replies
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
@@ -46,6 +47,8 @@ class Config:
     """The system whose language model is trained."""
     mix: Mapping[str, float] = field(default_factory=lambda: INSTRUCT)
     """Share of each kind of document of the embedded data."""
+    moved: float = 0.0
+    """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time."""
     replies: float = 0.0
     """Embedded data only: share of documents that are plain questions with the base model's own replies, so that it keeps
     its words."""
@@ -87,6 +90,7 @@ CONFIGS = {
         replies=0.05,
         first_code_weight=6.0,
         code_softmax="position",
+        moved=0.6,
         batch=16,
         pack=128,
         base_dtype="bf16",
@@ -144,6 +148,8 @@ def stage(
         raise ValueError(f"Stage 3's weights are of another model: {sorted(left)[:3]}.")
     pictures = load_pictures(work / "emoji")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
+    if config.moved:
+        documents = Moved(documents, share=config.moved, seed=config.seed)
     if replies:
         documents = WithReplies(documents, replies, share=config.replies, seed=config.seed)
 

@@ -207,8 +207,8 @@ def stage(config: Config, work: Path) -> Stage:
 
     def step(module: VisionTraining, i: np.ndarray) -> Losses:
         same, device = torch.from_numpy(caption_ids[i][:, None] == caption_ids[i][None]), module.log_scale.device
-        shown = (train.pixels(i), torch.from_numpy(text[i]).float(), same)
-        return module.losses(*(x.to(device) for x in shown), told(module))
+        words = torch.from_numpy(text[i]).float()
+        return module.losses(train.pixels(i).to(device), words.to(device), same.to(device), told(module))
 
     singles = np.flatnonzero(np.array(val.kinds) == "single")[:512]
     val_text = torch.from_numpy(caption_vectors(work, val, "val")[singles]).float()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rebus.data.pictures import load_pictures
+from rebus.data.pictures import load_pictures, plain_rows
 from rebus.data.scenes import render
 from rebus.data.wording import named, style_name
 from rebus.document import Image, assistant
@@ -20,7 +20,7 @@ from rebus.evals import interleaved as books
 from rebus.evals import scenes as scene_task
 from rebus.evals.exam import EvalConfig, Exam
 from rebus.evals.figures import Figure
-from rebus.evals.nearest import choose, plain_rows
+from rebus.evals.nearest import choose
 from rebus.evals.run import TASKS
 from rebus.evals.vqa import scene_questions, single_questions
 from rebus.images import prepare

@@ -26,11 +26,12 @@ from tests.oracle import (
     look,
 )
 
+from rebus.data.pictures import plain_rows
 from rebus.data.wording import named
 from rebus.document import Image
 from rebus.errors import RebusError
 from rebus.evals.exam import Exam, generator
-from rebus.evals.nearest import choose, plain_rows
+from rebus.evals.nearest import choose
 from rebus.evals.run import TASKS
 
 # ------------------------------------------------------------------------------------------------ perfect and deaf

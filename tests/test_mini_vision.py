@@ -129,17 +129,14 @@ def test_pictures_are_named_by_their_concept(monkeypatch: pytest.MonkeyPatch, tm
         def image(self, row: int, size: int) -> PIL.Image.Image:
             return dot(20 + row, 20)
 
-    class Encoder:
-        def __init__(self, folder: object) -> None: ...
-
-        def __call__(self, texts: list[str]) -> torch.Tensor:
-            assert texts == ["a cat", "a dog"]  # the trained names, each once
-            return torch.eye(2)
+    def vectors(texts: list[str]) -> np.ndarray:
+        assert texts == ["a cat", "a dog"]  # the trained names, each once
+        return np.eye(2, dtype=np.float16)
 
     monkeypatch.setattr(named, "load_pictures", lambda folder: Set())
-    monkeypatch.setattr(named, "SentenceEncoder", Encoder)
-    monkeypatch.setattr(named.packages, "fetch", lambda *_: tmp_path)
+    monkeypatch.setattr(named, "sentence_vectors", vectors)
     train, val = (named.load_named(tmp_path, split) for split in ("train", "val"))
     assert train.name_N.tolist() == [0, 1] and val.name_N.tolist() == [0]  # nobody has learned what an owl is
     torch.testing.assert_close(val.vectors_QT, torch.eye(2))
+    assert len(named.load_named(tmp_path, "pairs")) == 0
     assert train.pixels(torch.tensor([0])).shape == (1, 3, 64, 64) and train.pixels(torch.tensor([0])).max() == 1.0

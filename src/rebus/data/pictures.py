@@ -152,3 +152,8 @@ def _pixels(folder: Path, shards: tuple[Path, ...], count: int) -> NDArray[np.ui
 def _decode(png: bytes) -> NDArray[np.uint8]:
     with PIL.Image.open(io.BytesIO(png)) as image:
         return np.asarray(image.convert("RGBA"))
+
+
+def plain_rows(pictures: Pictures, split: str) -> list[int]:
+    """The pictures of a split that show a thing itself: no skin tones, no genders."""
+    return [int(row) for row in pictures.rows(split) if not pictures.skin_tone[row] and not pictures.gender[row]]

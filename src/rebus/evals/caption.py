@@ -8,13 +8,14 @@ from random import Random
 import PIL.Image
 
 from rebus.data.phrases import SAY_WHAT, say
+from rebus.data.pictures import plain_rows
 from rebus.data.wording import named, style_name
 from rebus.document import Document, Image, user
 from rebus.evals.cider import Cider
 from rebus.evals.exam import Exam, generator
 from rebus.evals.figures import Found, Sample, compare
 from rebus.evals.naming import names_of, nearest_trained, random_trained
-from rebus.evals.nearest import choose, plain_rows
+from rebus.evals.nearest import choose
 from rebus.evals.wordmatch import holds_any
 from rebus.visual import Codes
 

@@ -11,12 +11,12 @@ from random import Random
 import PIL.Image
 from torch import Tensor
 
+from rebus.data.pictures import plain_rows as plain
 from rebus.data.wording import named, style_name
 from rebus.document import Document, Message, user
 from rebus.evals.exam import Exam
 from rebus.evals.figures import Found, Sample, compare
 from rebus.evals.nearest import choose
-from rebus.evals.nearest import plain_rows as plain
 
 BLANK = PIL.Image.new("RGB", (64, 64), "white")
 """Stands for a picture that was asked for and did not come."""

@@ -13,11 +13,11 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from rebus.data.pictures import Pictures
+from rebus.data.pictures import Pictures, plain_rows
 from rebus.data.splits import Split
 from rebus.document import Document, Image, Message, assistant
 from rebus.errors import RebusError
-from rebus.evals.nearest import Gallery, Look, RealPictures, gallery, plain_rows
+from rebus.evals.nearest import Gallery, Look, RealPictures, gallery
 from rebus.grammar import Modality
 from rebus.nn.text_model import TextModel
 from rebus.sampling import Sampling

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rebus.data.pictures import Pictures
+from rebus.data.pictures import Pictures, plain_rows
 from rebus.data.wording import noun
 from rebus.document import Image
 from rebus.evals.exam import Exam
-from rebus.evals.nearest import plain_rows
 
 
 @runtime_checkable

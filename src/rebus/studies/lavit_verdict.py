@@ -1,8 +1,7 @@
 """What the figures of the study of LaVIT's tokens say, in words: every sentence follows from records, none is fixed.
 
-The rule that compares two ways is in `verdict.py`. The length is dynamic if pictures differ several times as much as draws of one
-picture do, and longer pictures
-are those with more to see.
+The rule that compares two ways is in `verdict.py`. The length is dynamic if pictures differ several times as much as draws
+of one picture do, and longer pictures are those with more to see.
 """
 
 from __future__ import annotations

@@ -150,10 +150,14 @@ def publish(
         drawn[f"{file}.png"] = plot(arms, measures, records)
     tables = table(arms, measures, records)
     text = written(title, name, conclusion, found, records, setting=setting, tables=tables, plots=list(drawn))
-    for folder in folders:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write(folder / f"{file}.md", text.encode())
-            for picture, content in drawn.items():
-                write(folder / picture, content)
+    write_document(folders, file, text, drawn)
     return text
+
+
+def write_document(folders: Sequence[Path | None], name: str, text: str, drawn: Mapping[str, bytes]) -> None:
+    """`NAME.md` and its pictures into each folder that is one; every file whole or not at all."""
+    for folder in filter(None, folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / f"{name}.md", text.encode())
+        for picture, content in drawn.items():
+            write(folder / picture, content)

@@ -1,4 +1,4 @@
-"""Pictures that are moved, turned and tinted a little, so that a model that reads them again and again never reads the same.
+"""Augmentation (random affine, random tint): pictures that are moved a little, so that a model that reads them again never reads the same.
 
     documents = Moved(EmojiDocuments(...), share=0.6, seed=0)
 

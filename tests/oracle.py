@@ -95,8 +95,8 @@ class Oracle:
         self.detokenizer = Detokenizer(self.tokenizer)
         self.asked: list = []
 
-    def generate(self, documents, *, modality, sampling, generators):
-        assert isinstance(sampling, Sampling) and len(documents) == len(generators) <= CONFIG.batch
+    def generate(self, documents, *, modality, sampling, generators, scorer, rows):
+        assert isinstance(sampling, Sampling) and len(documents) == len(generators) <= rows
         said = []
         for document, dice in zip(documents, generators, strict=True):
             text, pictures = document.messages[-1].text, tuple(key(i.pixels) for i in document.images)

@@ -50,7 +50,9 @@ PRETRAIN = replace(
     pretrain.CONFIGS["mini"], system=SYSTEM, measured=1, batch=3, base_dtype="fp32", lr=1e-2, row_lr=1e-2, optim=SHORT
 )
 LORA = LoraConfig(rank=2, alpha=4, dropout=0.0, targets=("q_proj", "v_proj"))
-INSTRUCT = replace(instruct.CONFIGS["mini"], lora=LORA, measured=1, batch=3, base_dtype="fp32", lr=2e-2, optim=SHORT)
+INSTRUCT = replace(
+    instruct.CONFIGS["mini"], lora=LORA, measured=1, batch=3, base_dtype="fp32", lr=2e-2, replies=0.0, optim=SHORT
+)
 
 
 def write_decoder(work: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rebus.diffusion.denoiser import Condition, Denoiser, TransformerConfig
-from rebus.diffusion.draft import DraftConfig, DraftDecoder
+from rebus.diffusion.draft import DraftConfig, DraftDecoder, GridDraft, GridDraftConfig
 from rebus.diffusion.flow import flow_loss, noise_like, sample
 from rebus.diffusion.vae import LatentCodec, VaeConfig
 
@@ -128,3 +130,17 @@ def test_a_draft_that_is_fitted_reads_what_is_linear_and_convolutions_begin_as_n
     torch.testing.assert_close(draft(vectors), latents, atol=1e-2, rtol=0)
     with pytest.raises(ValueError, match="no linear reading"):
         DraftDecoder(DraftConfig(vector_width=12, widths=(16, 8))).fit_linear(vectors, latents)
+
+
+def test_a_draft_of_a_grid_reads_each_patch_where_it_lies() -> None:
+    generator = torch.Generator().manual_seed(0)
+    config = GridDraftConfig(token_width=12, grid=3, latent_channels=2, widths=(16, 8), linear=True)
+    draft = GridDraft(config)
+    features = torch.randn(100, 9, 12, generator=generator)
+    numbers = features @ torch.randn(12, 8, generator=generator) + 2
+    latents = numbers.view(100, 3, 3, 2, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(100, 2, 6, 6)
+    draft.fit_linear(features, latents, ridge=1e-6)
+    torch.testing.assert_close(draft(features), latents, atol=1e-2, rtol=0)
+    assert torch.equal(latents[0, 1, 2:4, 4:], numbers[0, 5].view(2, 2, 2)[1])
+    with pytest.raises(ValueError, match="no linear reading"):
+        GridDraft(replace(config, linear=False)).fit_linear(features, latents)

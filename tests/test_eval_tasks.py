@@ -28,11 +28,12 @@ from tests.oracle import (
 
 from rebus.data.pictures import plain_rows
 from rebus.data.wording import named
-from rebus.document import Image
+from rebus.document import Document, Image, user
 from rebus.errors import RebusError
 from rebus.evals.exam import Exam, generator
 from rebus.evals.nearest import choose
 from rebus.evals.run import TASKS
+from rebus.system import ReadBack
 
 # ------------------------------------------------------------------------------------------------ perfect and deaf
 
@@ -167,8 +168,26 @@ def test_the_chain_of_ceilings_is_measured_where_it_is_offered():
     assert chain[1].ceiling == chain[2].ceiling == chain[0].value
 
 
+def test_guidance_and_choice_among_several_are_for_drawings_alone():
+    class Watched(Oracle):
+        told: list = []
+
+        def generate(self, documents, *, modality, sampling, **rest):
+            self.told.append((modality, sampling.guidance, sampling.best_of))
+            assert isinstance(rest["scorer"], ReadBack)
+            return super().generate(documents, modality=modality, sampling=sampling, **rest)
+
+    exam = exam_of(Watched({}))
+    exam = replace(exam, config=replace(exam.config, guidance=1.5, best_of=4))
+    document = Document((user("A thing?"),))
+    for modality in ("text", "image", "any"):
+        exam.replies("things", [document], modality, 0)
+    assert Watched.told == [("text", 1.0, 1), ("image", 1.5, 4), ("any", 1.0, 1)]
+
+
 def test_retrieval_by_embeddings_where_they_are_offered(best):
     class Embedding(Tokenizer):
+        embeds = True
         names = {key(PICTURES.image(row)): named(PICTURES, row) for row in range(len(PICTURES))}
 
         def embed_texts(self, texts):

@@ -59,6 +59,20 @@ def test_without_noise_it_is_the_choice_without_dice_and_never_none() -> None:
     assert keep_straight_through(none, torch.zeros_like(none)).tolist() == [[0, 1, 0]]
 
 
+def test_a_share_of_the_images_keeps_another_number_of_the_likeliest() -> None:
+    module = reconstruction(replace(CONFIG, other_counts=0.5), selector_learns=False)
+    x_INC = features(400)
+    own_IN = module.tokenizer.undiced(module.tokenizer.selector(x_INC))
+    p_IN = module.tokenizer.selector(x_INC)[..., 0].exp()
+    assert torch.equal(module.eval().choice(x_INC, generator(), 0.0) > 0, own_IN)
+    keep_IN = module.train().choice(x_INC, generator(), 0.0) > 0
+    counts_I = keep_IN.sum(1)
+    assert 0.3 < (counts_I != own_IN.sum(1)).float().mean() < 0.55
+    assert counts_I[counts_I != own_IN.sum(1)].unique().tolist() == list(range(2, 12))  # of 16 patches
+    least_I = p_IN.masked_fill(~keep_IN, 2).amin(1)
+    assert (p_IN.masked_fill(keep_IN, -1).amax(1) <= least_I).all()
+
+
 # ------------------------------------------------------------------------------------------------ rebuilding
 
 

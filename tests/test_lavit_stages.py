@@ -18,6 +18,7 @@ from rebus.data.pictures import load_pictures
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig
+from rebus.grammar import Allow
 from rebus.mini.frozen import Frozen
 from rebus.mini.pack import pack as pack_shared
 from rebus.packages import embedded
@@ -169,9 +170,22 @@ def test_the_language_model_learns_in_both_orders(work: Path) -> None:
     assert measured == {0: {"step", *watched}, 2: {"step", *watched}}
 
 
+def test_codes_compete_with_what_the_grammar_allows_in_an_image(work: Path) -> None:
+    module = language(stage2_language.stage(replace(THIRD, code_softmax="image"), work))
+    places, spelling = module.lm.places, module.grammar.config
+    assert places is not None
+    allowed = module.grammar.next([spelling.begin_image, *[spelling.first_code] * spelling.fewest], "image", 20)
+    assert isinstance(allowed, Allow) and places.places == 1
+    first = places.first + module.lm.llm.words
+    assert allowed.mask_V.nonzero().flatten().tolist() == list(range(first, first + places.each))
+
+
 def test_a_second_language_stage_goes_on_with_the_first(work: Path) -> None:
     if not (work / stage2_language.NAME).exists():
         run(replaced(stage2_language.stage(THIRD, work)), work)
+    (work / "cache" / "base_replies.json").write_text('[["How are you?", "Well."]]')
+    stage = replaced(stage4_instruct.stage(replace(FOURTH, replies=1.0), work))
+    assert stage.data.documents[3].messages[1].text == "Well."
     stage = replaced(stage4_instruct.stage(FOURTH, work))
     held = {f"lm.{k}": v for k, v in language(stage).lm.state_dict().items()}
     from rebus.papers.lavit.reconstruction import stage_weights

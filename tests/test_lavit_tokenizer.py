@@ -11,6 +11,7 @@ from torch import nn
 
 from rebus.document import Image
 from rebus.errors import RebusError
+from rebus.nn.positions import cosine_grid
 from rebus.nn.vit import ViT
 from rebus.papers.lavit.merger import Merger, MergerConfig
 from rebus.papers.lavit.projectors import LavitInputProjector
@@ -193,6 +194,17 @@ COUNTS = [(7, 6, 8, 3), (20, 1, 12, 19), (20, 20, 20, 20), (1, 1, 1, 1)]
 def test_kept_rows_alone_are_the_kept_rows_of_all(counts: tuple[int, ...]) -> None:
     merger, x_INC, keep_IN = livened(Merger(MERGER)), features(), mask(*counts)
     torch.testing.assert_close(merger.packed(x_INC, keep_IN), merger(x_INC, keep_IN)[keep_IN], atol=1e-4, rtol=1e-4)
+
+
+def test_a_merger_that_is_told_of_places_tells_equal_patches_apart() -> None:
+    blind, told = (livened(Merger(replace(MERGER, grid=grid), generator())) for grid in (0, 4))
+    assert set(blind.state_dict()) == set(told.state_dict())
+    x_INC, keep_IN = torch.ones(2, 16, 32), mask(5, 5, patches=16)
+    rows = told.packed(x_INC, keep_IN)
+    torch.testing.assert_close(rows, told(x_INC, keep_IN)[keep_IN], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rows, blind.packed(x_INC + cosine_grid(4, 32), keep_IN))
+    assert (rows[0] - rows[1]).abs().max() > 0.1
+    torch.testing.assert_close(*blind.packed(x_INC[:1], keep_IN[:1])[:2])
 
 
 def test_gradients_of_kept_rows_alone_are_those_of_all() -> None:

@@ -105,7 +105,7 @@ def test_the_embedding_of_mini_vit_has_components_and_a_vector_of_meaning_and_kn
         _, embedding = vision(torch.cat([pixels, pixels.flip(-1)]))
     assert embedding.shape == (4, config.components + config.contrast) == (4, config.embedding)
     meaning = embedding[:, config.components :]
-    torch.testing.assert_close(meaning.square().mean(1).sqrt(), torch.full((4,), config.contrast_gain))
+    torch.testing.assert_close(meaning.square().mean(1).sqrt(), torch.ones(4))
     for half in (embedding[:, : config.components], meaning):
         assert (half[0] - half[2]).abs().max() > 0.05  # a mirrored picture is another picture
 

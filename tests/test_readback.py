@@ -9,7 +9,7 @@ from rebus.errors import RebusError
 from rebus.lm import log_likelihoods
 from rebus.sampling import Sampling
 from rebus.sequence import collate
-from rebus.system import read_back, reply
+from rebus.system import ReadBack, reply
 from rebus.visual import Codes, ImageSampling, Progress
 
 WISH = Document((user("Draw a small red house."),))
@@ -24,7 +24,7 @@ def codes(system, seed):
 
 def test_the_score_is_the_likelihood_of_the_request_given_the_codes():
     system = tiny.system("seed")
-    scorer = read_back(system, "What?")
+    scorer = ReadBack(system, "What?")
     for seed in (1, 2):
         image = codes(system, seed)
         asked = Document((user(Image(understood=image.generated), "What?"), assistant("Draw a small red house.")))
@@ -34,7 +34,7 @@ def test_the_score_is_the_likelihood_of_the_request_given_the_codes():
 
 
 def test_a_reply_without_a_picture_is_the_worst_and_a_wish_without_words_an_error():
-    scorer = read_back(tiny.system("seed"))
+    scorer = ReadBack(tiny.system("seed"))
     assert scorer(WISH, Message("assistant", ("words",))) == float("-inf")
     with pytest.raises(RebusError, match="judged by the words that asked for it"):
         scorer(Document((user(tiny.picture()),)), Message("assistant", (tiny.picture(),)))
@@ -45,7 +45,7 @@ def test_the_best_of_several_is_the_one_best_recognised(paper):
     system = tiny.system(paper)
     best = [p for p in reply(system, WISH, modality="image", sampling=SETTINGS, generator=tiny.generator(3))]
     seen = []
-    scorer = read_back(system)
+    scorer = ReadBack(system)
 
     def watched(document, message):
         seen.append((scorer(document, message), message))
@@ -55,6 +55,26 @@ def test_the_best_of_several_is_the_one_best_recognised(paper):
     assert len({score for score, _ in seen}) > 1
     winner = max(seen, key=lambda pair: pair[0])[1]
     assert [i.pixels.tobytes() for i in winner.images] == [p.pixels.tobytes() for p in best if isinstance(p, Image)]
+
+
+def test_only_the_best_is_drawn_where_codes_are_judged(monkeypatch):
+    system, drawn = tiny.system("seed"), []
+    decode = system.detokenizer.decode
+    monkeypatch.setattr(system.detokenizer, "decode", lambda tokens, **told: drawn.append(len(tokens)) or decode(tokens, **told))  # fmt: skip
+
+    def later(document, message):
+        return ReadBack(system)(document, message)
+
+    said = {}
+    for scorer in (ReadBack(system), later):
+        dice = [tiny.generator(3), tiny.generator(4)]
+        said[scorer] = system.generate(
+            [WISH, WISH], modality="image", sampling=SETTINGS, generators=dice, scorer=scorer
+        )
+    assert drawn == [2, 6]
+    early, late = ([m.images[0].generated.ids_N.tolist() for m in messages] for messages in said.values())
+    assert early == late
+    assert not ReadBack(tiny.system("seed_x")).before_drawing
 
 
 def test_one_reply_is_streamed_as_it_comes():

@@ -21,8 +21,10 @@ from rebus.papers.seed.bank import bank_codes, code_starts
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.pack import pack, unpack
 from rebus.papers.seed.qformer import QFormerConfig
+from rebus.papers.seed.space import SentenceSpace
 from rebus.papers.seed.spelling import mini
 from rebus.papers.seed.stages import detokenizer, stage1_qformer, stage2_codebook, stage3_pretrain, stage4_instruct
+from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, MINI_TOKENIZER, TINY
 from rebus.sampling import Sampling
 from rebus.system import load
@@ -38,6 +40,7 @@ TOKENIZER = replace(
     decoder_heads=2,
     decoder_hidden=64,
     head_widths=(8, 4),
+    sentence_width=4,
 )
 SYSTEM = replace(
     MINI,
@@ -75,16 +78,34 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(work, stages)
 
 
-def test_codes_start_from_what_the_vision_encoder_reads_of_looks(trained: Trained) -> None:
+def test_codes_start_from_the_image_embedding(trained: Trained) -> None:
     data, tokenizer = Frozen(trained.work), trained.stages["seed.detokenizer"].module.detokenizer.codes
     some = np.arange(3)
     (embedding,) = data.rows("train", some, "embeddings")
     start = code_starts(data, "train", some, tokenizer)
-    wide = data.vision.config.components
-    torch.testing.assert_close(start[:, :wide], embedding[:, :wide], atol=2e-2, rtol=2e-2)  # in half precision
-    assert not start[:, wide:].any() and embedding[:, wide:].any()
+    assert embedding.shape == (3, data.vision.config.embedding)
+    torch.testing.assert_close(start, embedding, atol=2e-2, rtol=2e-2)  # in half precision
     ids = torch.from_numpy(bank_codes(data, "train", tokenizer)[some].copy())
     assert (ids // 4 == torch.arange(4)).all()
+
+
+def test_what_stage_1_learned_of_texts_stays_for_retrieval(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, last = (trained.stages[f"seed.{name}"].module for name in ("stage1_qformer", "detokenizer"))
+    space, kept = first.tokenizer.space, last.detokenizer.codes.space
+    assert isinstance(space, SentenceSpace) and not [n for n, _ in first.named_parameters() if n.startswith("heads")]
+    torch.testing.assert_close(kept.state_dict(), space.state_dict())
+    monkeypatch.setattr("rebus.papers.seed.space.sentence_vectors", lambda texts: np.eye(4)[[len(t) for t in texts]])
+    tokenizer = last.detokenizer.codes
+    image_IC = tokenizer.embed_images([Image(PIL.Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue")])
+    text_IC = tokenizer.embed_texts(["a", "bc", "d"])
+    assert image_IC.shape == (2, 256) and text_IC.shape == (3, 256)
+    for x in (image_IC, text_IC):
+        torch.testing.assert_close(x.norm(dim=-1), torch.ones(len(x)))
+    torch.testing.assert_close(text_IC[0], text_IC[2])
+    without = SeedTokenizer(replace(TOKENIZER, contrast_width=0))
+    assert tokenizer.embeds and not without.embeds
+    with pytest.raises(RebusError, match="hold no space in which images meet texts"):
+        without.embed_texts(["a"])
 
 
 def test_the_language_model_is_told_of_places(trained: Trained) -> None:

@@ -104,11 +104,23 @@ def test_codes_that_add_up_begin_as_a_reading_of_patches_and_are_the_embedding_b
     assert torch.allclose(model.image_embedding(ids_IN), model.quantizer.codebook_KC[ids_IN].sum(1), atol=1e-6)
 
 
+def test_codes_may_start_from_all_that_the_embedding_is_made_of() -> None:
+    model = tokenizer(replace(ADDING, start_contrast=3))
+    x_ISC = model.features(torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
+    start_IE = model.start(x_ISC)
+    assert start_IE is not None and start_IE.shape == (3, 10)
+    assert torch.allclose(start_IE[:, 7:].square().mean(1), torch.ones(3))
+    moved_ISC = x_ISC.clone()
+    moved_ISC[:, 0] += torch.linspace(0, 1, x_ISC.shape[-1])  # the class token: only the second part reads it
+    there_IE = model.start(moved_ISC)
+    assert torch.equal(there_IE[:, :7], start_IE[:, :7]) and not torch.allclose(there_IE[:, 7:], start_IE[:, 7:])
+
+
 def test_codes_that_add_up_are_as_wide_as_the_embedding() -> None:
     with pytest.raises(RebusError, match="width is 4 and the embedding's 10"):
         tokenizer(replace(ADDING, code_width=4))
     with pytest.raises(RebusError, match="width 10 cannot start from a reading of width 11"):
-        tokenizer(replace(ADDING, start_width=11))
+        tokenizer(replace(ADDING, start_contrast=4))
 
 
 def test_cutting_keeps_the_sum_from_some_place_on() -> None:

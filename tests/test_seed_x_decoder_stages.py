@@ -111,6 +111,22 @@ def test_what_is_dropped_says_nothing() -> None:
     assert flow(0, 1, (0, 0)) == flow(0, 1, (0, 1)) != flow(0, 1, (1, 0))
 
 
+def test_blurred_features_lie_between_the_picture_and_the_mean() -> None:
+    examples, x = torch.randn(50, 16, 192) + 3, torch.randn(400, 16, 192)
+    model = SeedXDetokenizer(ONE)
+    module = DecoderTraining(model, untold=0.0, blurred=0.5, examples_ISC=examples)
+    assert set(module.state_dict()) == {f"detokenizer.{name}" for name in model.state_dict()}
+    blurred = module.blur(x)
+    same = (blurred - x).abs().amax((1, 2)) < 1e-4
+    assert 0.4 < same.float().mean() < 0.6
+    apart = x[~same] - examples.mean(0)
+    kept = ((blurred[~same] - examples.mean(0)) * apart).sum((1, 2)) / apart.square().sum((1, 2))
+    assert -0.05 < kept.min() < 0.2 and 0.8 < kept.max() <= 1.02
+    left = blurred[~same] - examples.mean(0) - kept[:, None, None] * apart
+    torch.testing.assert_close(left.std((1, 2)), 0.3 * (1 - kept) * examples.std(0).mean(), atol=0.05, rtol=0.1)
+    assert torch.equal(DecoderTraining(model, untold=0.0).blur(x), x)
+
+
 def test_psnr_is_over_the_mask_alone() -> None:
     one, two = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     two[0, :, 0] = 2.0

@@ -54,6 +54,12 @@ def eval_system(
     temperature: Annotated[float, arg(metavar="NUMBER", help="of words and codes; 0 takes the likeliest")] = (
         _DEFAULTS.temperature
     ),
+    guidance: Annotated[
+        float, arg(metavar="NUMBER", help="guidance of the words of images that are drawn; 1 is off")
+    ] = _DEFAULTS.guidance,
+    best_of: Annotated[
+        int, arg(help="drawings written for each wish, of which the one that the model itself best recognises is taken")
+    ] = _DEFAULTS.best_of,
     steps: Annotated[
         int | None, arg(metavar="INT", help="denoising steps of a picture", help_behavior_hint="(default: the model's)")
     ] = None,
@@ -76,7 +82,14 @@ def eval_system(
     device: Annotated[str, arg(metavar="DEVICE", help="cpu, cuda, mps, or auto for the best that is there")] = "auto",
 ) -> None:
     """Measure a model: figures beside chance and ceiling, a table, picture sheets."""
-    for name, value in {"n": n, "seeds": seeds, "names": names, "batch": batch, "codebook-n": codebook_n}.items():
+    for name, value in {
+        "n": n,
+        "seeds": seeds,
+        "names": names,
+        "batch": batch,
+        "codebook-n": codebook_n,
+        "best-of": best_of,
+    }.items():
         if value < 1:
             raise RebusError(f"--{name} is a number of things to count, but it is {value}. Give at least 1.")
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
@@ -88,6 +101,8 @@ def eval_system(
         names=names,
         codebook_n=codebook_n,
         temperature=temperature,
+        guidance=guidance,
+        best_of=best_of,
         steps=steps,
         batch=batch,
         choice=choice,

@@ -70,13 +70,9 @@ class DraftDecoder(nn.Module):
         """Sets the linear reading by least squares over examples. Raises ValueError where there is none."""
         if self.linear is None:
             raise ValueError("This draft has no linear reading. Build it with `linear=True`.")
-        mean_C, mean_L = vector_TC.mean(0), latent_Tchw.flatten(1).mean(0)
-        x_TC, y_TL = (vector_TC - mean_C).double(), (latent_Tchw.flatten(1) - mean_L).double()
-        square_CC = x_TC.T @ x_TC
-        square_CC.diagonal().add_(ridge * len(x_TC))
-        weight_CL = torch.linalg.solve(square_CC, x_TC.T @ y_TL).to(vector_TC.dtype)
-        self.linear.weight.copy_(weight_CL.T)
-        self.linear.bias.copy_(mean_L - mean_C @ weight_CL)
+        weight, bias = least_squares(vector_TC, latent_Tchw.flatten(1), ridge)
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(bias)
 
     def forward(self, vector_IC: Tensor) -> Tensor:
         """The coarse latent of each vector."""
@@ -91,6 +87,17 @@ class DraftDecoder(nn.Module):
         return self.head(self.out(x))
 
 
+def least_squares(x_TC: Tensor, y_TL: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weight [L, C] and bias [L] of the linear layer that comes nearest to `y_TL` over examples, `ridge` times their number
+    added to the squares."""
+    mean_C, mean_L = x_TC.mean(0), y_TL.mean(0)
+    apart_TC, wanted_TL = (x_TC - mean_C).double(), (y_TL - mean_L).double()
+    square_CC = apart_TC.T @ apart_TC
+    square_CC.diagonal().add_(ridge * len(apart_TC))
+    weight_CL = torch.linalg.solve(square_CC, apart_TC.T @ wanted_TL).to(x_TC.dtype)
+    return weight_CL.T, mean_L - mean_C @ weight_CL
+
+
 @dataclass(frozen=True)
 class GridDraftConfig:
     """Shape of a `GridDraft`."""
@@ -103,6 +110,8 @@ class GridDraftConfig:
     """Channels of the latent."""
     widths: tuple[int, ...] = (128, 64)
     """Channels at each side, from `grid` upwards; each further width doubles it."""
+    linear: bool = False
+    """Whether the convolutions only correct a linear reading of each feature, which least squares give at once."""
 
 
 class GridDraft(nn.Module):
@@ -121,9 +130,32 @@ class GridDraft(nn.Module):
         )
         self.out = nn.Sequential(nn.GroupNorm(8, config.widths[-1]), nn.SiLU())
         self.head = nn.Conv2d(config.widths[-1], config.latent_channels, 3, padding=1)
+        self.times = 2 ** len(rest)
+        numbers = config.latent_channels * self.times**2
+        self.linear = nn.Linear(config.token_width, numbers) if config.linear else None
+        if config.linear:
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def fit_linear(self, x_INC: Tensor, latent_Ichw: Tensor, *, ridge: float = 1e-3) -> None:
+        """Sets the linear reading by least squares over examples. Raises ValueError where there is none."""
+        if self.linear is None:
+            raise ValueError("This draft has no linear reading. Build it with `linear=True`.")
+        patches = rearrange(latent_Ichw, "i c (h a) (w b) -> (i h w) (c a b)", a=self.times, b=self.times)
+        weight, bias = least_squares(x_INC.flatten(0, 1), patches, ridge)
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(bias)
 
     def forward(self, x_INC: Tensor) -> Tensor:
         """The coarse latent of each grid of features."""
+        fine = self._convolved(x_INC)
+        if self.linear is None:
+            return fine
+        grid, times = self.config.grid, self.times
+        return fine + rearrange(self.linear(x_INC), "i (h w) (c a b) -> i c (h a) (w b)", h=grid, a=times, b=times)
+
+    def _convolved(self, x_INC: Tensor) -> Tensor:
         x = self.first(self.lift(rearrange(x_INC, "i (h w) c -> i c h w", h=self.config.grid)))
         for stage in self.up:
             x = stage(x)

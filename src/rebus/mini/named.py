@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rebus.data.pictures import load_pictures, plain_rows
-from rebus.mini.bank import cached, sentence_vectors
+from rebus.mini.bank import cached
+from rebus.mini.sentences import sentence_vectors
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,6 @@ class VisionConfig:
     """Principal components in the image embedding."""
     contrast: int = 128
     """Width of the contrastive vector in it."""
-    contrast_gain: float = 1.0
-    """Root mean square of a number of the contrastive vector; a component's is 1 on the average."""
     per_patch: int = 16
     """Numbers of each patch that reach the image embedding, so that it knows where things are."""
 
@@ -74,8 +72,8 @@ class MiniVision(nn.Module):
         x_INC = self.norm(x_INC)
         flat = rearrange(self.patch_down(x_INC[:, 1:]), "i n k -> i (n k)")
         contrast = F.normalize(self.contrast_head(torch.cat([x_INC[:, 0], flat], dim=-1)).float(), dim=-1)
-        gain = self.config.contrast_gain * math.sqrt(self.config.contrast)
-        return torch.cat([self.component_head(flat).float(), gain * contrast], dim=-1)
+        length = math.sqrt(self.config.contrast)  # a number's mean square is then 1, as is a component's on the average
+        return torch.cat([self.component_head(flat).float(), length * contrast], dim=-1)
 
     def forward(self, pixels_I3hw: Tensor) -> tuple[Tensor, Tensor]:
         """Token vectors [I, N, C] and the image embedding [I, D]."""

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen, take
-from rebus.papers.seed.losses import ContrastiveHeads
 from rebus.papers.seed.qformer import QFormerConfig
+from rebus.papers.seed.space import SentenceSpace
 from rebus.papers.seed.stages import stage1_qformer, stage2_codebook
 from rebus.papers.seed.stages.stage1_qformer import QFormerTraining
 from rebus.papers.seed.stages.stage2_codebook import CodebookTraining
@@ -102,7 +102,7 @@ class GridFormer(nn.Module):
         return self.mix(rearrange(patches_ISC, "i (n w) c -> i n (w c)", w=self.wide))
 
 
-class MeanHeads(ContrastiveHeads):
+class MeanSpace(SentenceSpace):
     """For tokens of which none has seen all others: the contrast is on their mean."""
 
     def image(self, x_INC: Tensor) -> Tensor:
@@ -156,9 +156,13 @@ class CausalArm:
         module = QFormerTraining(config, text_width=self.data.array("captions", "train").shape[1])
         self.shape(module.tokenizer)
         if self.kind == "grid":
-            text = module.heads.text_proj
-            module.heads = MeanHeads(self.tokenizer_config.qformer.width, config.contrast_width)
-            module.heads.text_proj = text
+            before = module.space
+            module.heads = MeanSpace(
+                self.tokenizer_config.qformer.width,
+                config.contrast_width,
+                text_width=before.text_proj.in_features,
+            )
+            module.heads.text_proj = before.text_proj
 
         def step(module: QFormerTraining, i: np.ndarray) -> Losses:
             return module.losses(*self.data.rows("train", i, "tokens", "captions", "embeddings"))

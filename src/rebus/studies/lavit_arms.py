@@ -39,6 +39,8 @@ KINDS: Mapping[str, str] = {
     "queries": "learned queries, resampler of equal size",
     "codes": "learned choice, merger, codebook",
 }
+DECAY = 0.97
+"""Of the running means that a codebook follows: a run of some hundred steps has no time for the usual 0.99."""
 LEARNED = ("learned", "no_cross", "no_merger", "codes")
 """Arms whose selector is trained."""
 
@@ -149,7 +151,7 @@ class TokensArm(Reconstruction):
             )
         quantizer = None
         if kind == "codes":
-            quantizer = UnitQuantizer(tokenizer.codebook_size, tokenizer.code_width, generator=generator)
+            quantizer = UnitQuantizer(tokenizer.codebook_size, tokenizer.code_width, decay=DECAY, generator=generator)
         loss = replace(loss, share=config.budget / patches, share_of="batch", gradient="decoder")
         super().__init__(loss, quantizer=quantizer, selector_learns=kind in LEARNED, generator=generator)
         self.kind, self.own, self.generator = kind, config, generator

@@ -28,6 +28,7 @@ from torch import Tensor
 from rebus.errors import RebusError
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen
+from rebus.nn.precision import fast_dtype
 from rebus.studies import lavit_language, lavit_verdict
 from rebus.studies.arms import Arm, Measure, Record, Report, plot, run_arms, table
 from rebus.studies.lavit_arms import KINDS, Config, TokensArm
@@ -63,7 +64,9 @@ class Study:
 
         def step() -> float:
             begun = time.monotonic()
-            stage.step(arm, next(batches)).total.backward()
+            with torch.autocast("cpu", fast_dtype("cpu")):  # as it is trained
+                total = stage.step(arm, next(batches)).total
+            total.backward()
             optimiser.step()
             return time.monotonic() - begun
 

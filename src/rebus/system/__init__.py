@@ -7,7 +7,7 @@ from rebus.system.loading import PARTS, known_adapters, known_systems, load
 from rebus.system.parts import Scorer, System
 from rebus.system.plan import Plan, Source, plan
 from rebus.system.pretrained import Portable, text_files
-from rebus.system.readback import read_back, reply
+from rebus.system.readback import ReadBack, reply
 
 __all__ = [
     "PARTS",
@@ -25,7 +25,7 @@ __all__ = [
     "known_systems",
     "load",
     "plan",
-    "read_back",
+    "ReadBack",
     "reply",
     "text_files",
 ]

@@ -113,7 +113,8 @@ class System:
     ) -> list[Message]:
         """The assistant's reply to each document. Replies run side by side in up to `rows` rows of the decoder, and a
         document's reply does not depend on its neighbours. With `best_of` above 1 that many replies to each are
-        sampled, drawn, and the one kept that `scorer` likes best.
+        sampled and drawn, and the one kept that `scorer` likes best; a scorer whose `before_drawing` is true is shown
+        images as tokens, and only the pictures of the one that is kept are drawn.
 
         Raises RebusError as `stream` does, and when `best_of` lacks a scorer or generators do not match documents.
         """
@@ -133,18 +134,23 @@ class System:
         each = sampling.best_of
         jobs = [(i, prompts[i], one) for i in range(len(documents)) for one in dice[i].split(each)]
         decoded = [Job(self, prompt, modality, sampling, one.words) for _, prompt, one in jobs]
-        replies: dict[Job, list[Part]] = {job: [] for job in decoded}
+        said: dict[Job, list[Part]] = {job: [] for job in decoded}
         for job, part in self._decoded(decoded, rows):
-            replies[job].append(part)
-        sources = [last_picture(documents[i]) for i, _, _ in jobs]
-        messages = self._drawn(list(replies.values()), sources, [one for *_, one in jobs], sampling.image)
+            said[job].append(part)
+        replies = list(said.values())
+
+        def drawn(chosen: Sequence[int]) -> list[Message]:
+            sources = [last_picture(documents[jobs[j][0]]) for j in chosen]
+            return self._drawn([replies[j] for j in chosen], sources, [jobs[j][2] for j in chosen], sampling.image)
+
+        every = range(len(jobs))
         if scorer is None or each == 1:
-            return messages
-        groups = [messages[i * each : (i + 1) * each] for i in range(len(documents))]
-        return [
-            max(group, key=lambda message, document=document: scorer(document, message))  # type: ignore[misc]
-            for document, group in zip(documents, groups, strict=True)
-        ]
+            return drawn(every)
+        early = getattr(scorer, "before_drawing", False)
+        judged = [Message("assistant", joined(reply)) for reply in replies] if early else drawn(every)
+        scores = [scorer(documents[jobs[j][0]], judged[j]) for j in every]
+        best = [max(every[i * each : (i + 1) * each], key=scores.__getitem__) for i in range(len(documents))]
+        return drawn(best) if early else [judged[j] for j in best]
 
     def _decoded(self, jobs: Sequence[Job], rows: int = 1) -> Generator[tuple[Job, Part]]:
         """What the replies say as it comes, images as tokens. Closing the iterator cancels. Raises what a job raises."""

@@ -9,6 +9,7 @@ Dimension key: none; tensors are made in `lm`
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -19,21 +20,32 @@ from rebus.lm import log_likelihoods
 from rebus.sampling import Sampling
 from rebus.sequence import collate
 from rebus.system.encoding import encode
-from rebus.system.parts import Scorer, System
+from rebus.system.parts import System
 from rebus.visual import Codes, Progress
 
 ASKED = "What is in this picture?"
 
 
-def read_back(system: System, question: str = ASKED) -> Scorer:
+@dataclass(frozen=True)
+class ReadBack:
     """Scores a reply by how likely the model, asked `question` about its pictures, says the words of the request (natural
     logarithm, summed over words); without a picture -inf.
 
     Images that the language model reads as codes are judged by the codes that it wrote; others are read from what was
-    drawn. The scorer raises RebusError when the last user message of the document has no words.
+    drawn. Raises RebusError when the last user message of the document has no words.
     """
 
-    def score(document: Document, message: Message) -> float:
+    system: System
+    question: str = ASKED
+
+    @property
+    def before_drawing(self) -> bool:
+        """Whether replies are judged by what was written, so that only the best one's pictures need to be drawn."""
+        return self.system.lm.input_projector is None
+
+    def __call__(self, document: Document, message: Message) -> float:
+        """The score of `message` as a reply to `document`."""
+        system = self.system
         wish = " ".join(part.strip() for part in document.messages[-1].content if isinstance(part, str)).strip()
         if not wish:
             raise RebusError(
@@ -43,14 +55,12 @@ def read_back(system: System, question: str = ASKED) -> Scorer:
         shown = [as_read(system, image) for image in message.images]
         if not shown:
             return float("-inf")
-        asked = Document((user(*shown, question), assistant(wish)))
+        asked = Document((user(*shown, self.question), assistant(wish)))
         if system.tokenizer is not None and any(image.understood is None for image in shown):
             (asked,) = encode(system.tokenizer, [asked], replies="generation")
         sequence = system.grammar.serialize(asked, loss="reply")
         batch = collate([sequence], pad_id=system.grammar.special.pad).to(system.lm.llm.device)
         return float(log_likelihoods(system.lm, batch)[0])
-
-    return score
 
 
 def as_read(system: System, image: Image) -> Image:
@@ -68,7 +78,7 @@ def reply(
     if sampling.best_of == 1:
         yield from system.stream(document, modality=modality, sampling=sampling, generator=generator)
         return
-    scorer = read_back(system)
+    scorer = ReadBack(system)
     messages = system.generate(
         [document], modality=modality, sampling=sampling, generators=[generator], scorer=scorer, rows=32
     )

@@ -22,7 +22,7 @@ from rebus.data.source_batches import Source, SourceBatch, SourceBatches, read_p
 from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import InterleavedLM, Losses
+from rebus.lm import CodePositions, InterleavedLM, Losses
 from rebus.papers.lavit.grammar import LavitGrammar
 from rebus.papers.lavit.language import LanguageConfig, build_language
 from rebus.papers.lavit.projectors import LavitInputProjector
@@ -50,6 +50,8 @@ def text_first(record: Record, rng: object) -> Document:
 
 BaseNumbers = Literal["fp32", "bf16"]
 """Number format of a base model."""
+CodeSoftmax = Literal["vocabulary", "image"]
+"""What the softmax of a code is over in the loss."""
 
 TEMPLATES = {"image first": image_first, "text first": text_first, "text": plain_text, "turns": turns}
 """How records are laid out, by the name that the tables give it."""
@@ -150,10 +152,12 @@ def begin(
     selection: Selection,
     base: Path | None = None,
     base_dtype: BaseNumbers = "fp32",
+    code_softmax: CodeSoftmax = "vocabulary",
     generator: torch.Generator,
 ) -> LanguageTraining:
     """The base language model with new rows (and adapters, where the system has some), and a projector whose merger begins
-    as the tokenizer's. A base in bfloat16 is one that stays as it is. Raises RebusError for a system whose language model is merged."""
+    as the tokenizer's. `code_softmax`: what the softmax of a code is over in the loss, the `vocabulary` (the paper), or
+    what the grammar allows inside an `image`. A base in bfloat16 is one that stays as it is. Raises RebusError for a system whose language model is merged."""
     if not isinstance(system.language, LanguageConfig):
         raise RebusError(
             "A merged language model has no rows for new words to train, but this system's is one. Give the stage a "
@@ -177,6 +181,9 @@ def begin(
     spelling = replace(system.grammar, visual_loss=visual_loss)
     grammar = LavitGrammar(text, spelling, tokenizer.source)
     lm = InterleavedLM(llm, projector)
+    if code_softmax == "image":
+        # in an image the grammar lets the model choose from these alone: the mark that ends it, and the codes behind it
+        lm.restrict_codes(CodePositions(spelling.end_image - llm.words, 1, spelling.codes + 1))
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack, generator=generator)
 
 

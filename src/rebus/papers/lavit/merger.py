@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rebus.errors import RebusError
 from rebus.nn.attention import MLP, Attention, SelfAttention, attend, init_linears
+from rebus.nn.positions import cosine_grid
 from rebus.papers.lavit.rows import slots, spread
 
 Softmax = Literal["policy_eps", "masked"]
@@ -48,6 +49,9 @@ class MergerConfig:
     """Hidden width of the feed-forward."""
     eps: float = 1e-5
     """Epsilon of the layer norms."""
+    grid: int = 0
+    """Not 0: patches are told where in a grid of this side they lie, by cosines that are added to them; for encoders whose
+    patches know little of their places. (The paper adds nothing.)"""
     softmax: Softmax = "policy_eps"
     """What attention makes of forbidden keys. Released weights were trained with `policy_eps`."""
 
@@ -141,6 +145,7 @@ class Merger(nn.Module):
                 "Choose other sizes."
             )
         self.config = config
+        self.place_NC = nn.Buffer(cosine_grid(config.grid, config.width), persistent=False) if config.grid else None
         self.source_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.blocks = nn.ModuleList(MergerBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
@@ -149,11 +154,15 @@ class Merger(nn.Module):
     def forward(self, x_INC: Tensor, keep_IN: Tensor) -> Tensor:
         """Raw features and a mask of 0 and 1 → all rows x_INC; those of dropped patches mean nothing. The mask may carry
         a gradient."""
-        keep_IN = keep_IN.to(x_INC.dtype)
+        keep_IN, x_INC = keep_IN.to(x_INC.dtype), self.placed(x_INC)
         source_INC = self.source_norm(x_INC)
         for block in self.blocks:
             x_INC = block(x_INC, source_INC, keep_IN)
         return self.norm(x_INC)
+
+    def placed(self, x_INC: Tensor) -> Tensor:
+        """Features, with their places added where the config says so."""
+        return x_INC if self.place_NC is None else x_INC + self.place_NC.to(x_INC.dtype)
 
     def kept(self, x_INC: Tensor, keep_IN: Tensor) -> Tensor:
         """Raw features and a bool mask → the kept rows x_TC, image by image, in raster order: the packed form where the
@@ -165,7 +174,7 @@ class Merger(nn.Module):
     def packed(self, x_INC: Tensor, keep_IN: Tensor) -> Tensor:
         """As `kept`, computing kept rows only, with clean masks whatever the config says: where no forbidden key scores
         far above the allowed ones, the two forms are the same to five digits."""
-        dropped_I = (~keep_IN).sum(1)
+        dropped_I, x_INC = (~keep_IN).sum(1), self.placed(x_INC)
         source_SC = self.source_norm(x_INC[~keep_IN])
         if self.config.softmax == "policy_eps" and not dropped_I.all():
             # nothing to look at is the mean of everything there, and so one key with the mean's value

@@ -41,7 +41,7 @@ class MiniDetokenizerConfig:
     """The latent codec."""
     denoiser: TransformerConfig = field(default_factory=TransformerConfig)
     """The denoiser, whose condition tokens are the features."""
-    draft: GridDraftConfig = field(default_factory=GridDraftConfig)
+    draft: GridDraftConfig = field(default_factory=lambda: GridDraftConfig(linear=True))
     """The decoder that predicts a coarse latent from the features."""
     steps: int = 12
     """Denoising steps unless asked otherwise."""

@@ -26,10 +26,12 @@ from rebus.errors import RebusError
 from rebus.nn.quantize import UnitQuantizer, usage
 from rebus.nn.vit import ViT
 from rebus.papers.lavit.decoder import Decoder, DecoderConfig
-from rebus.papers.lavit.selector import gumbel_noise, keep_straight_through, straight_through
+from rebus.papers.lavit.selector import KEEP, gumbel_noise, keep_straight_through, straight_through
 from rebus.papers.lavit.tokenizer import LavitTokenizer, LavitTokenizerConfig
 from rebus.train import Losses
 
+COUNTS = (0.1, 0.7)
+"""Fewest and most patches of an image whose number is chosen by dice, as shares of all."""
 RUNNING_MEANS = ("quantizer.hits_K", "quantizer.sum_KC")
 """What only the training of a codebook needs."""
 
@@ -55,6 +57,10 @@ class ReconstructionConfig:
     direct, and needs the merger and decoder computed for all patches."""
     temperature: float = 1.0
     """Temperature of the Gumbel softmax. The paper names none; its code draws at 1."""
+    other_counts: float = 0.0
+    """Where patches are chosen without dice and the selector does not learn: share of the images of which another number than their own is kept, so that
+    what is rebuilt can be rebuilt from few tokens and from many (a token budget, a drawing that ends early). 0 in
+    the paper."""
     draft: GridDraftConfig | None = None
     """A small convolution that draws the picture's latent from the rebuilt features; none in the paper."""
     draft_weight: float = 0.0
@@ -101,6 +107,13 @@ class Reconstruction(nn.Module):
         if norm is not None:
             self.norm.load_state_dict(norm.state_dict())
 
+    @torch.no_grad()
+    def start_draft(self, tokens_INC: Tensor, latents_Ichw: Tensor) -> None:
+        """Sets what of the draft is linear by least squares, from tokens of the vision encoder, a class token first."""
+        draft = self.detokenizer["draft"] if "draft" in self.detokenizer else None
+        if isinstance(draft, GridDraft) and draft.linear is not None:
+            draft.fit_linear(self.norm(tokens_INC[:, 1:]), latents_Ichw)
+
     def losses(
         self,
         x_INC: Tensor,
@@ -131,10 +144,22 @@ class Reconstruction(nn.Module):
         """keep_IN as numbers, drawn with Gumbel noise of scale `noise`; without noise the choice that the tokenizer makes
         when it does not draw."""
         logp_IN2 = self.tokenizer.selector(x_INC)
+        if noise == 0 and self.training and not self.selector_learns and self.config.other_counts > 0:
+            return self.recounted(logp_IN2, generator)
         if noise == 0:
             return straight_through(self.tokenizer.undiced(logp_IN2), logp_IN2, self.config.temperature)
         noise_IN2 = noise * gumbel_noise(x_INC.shape[1], [generator] * len(x_INC)).to(logp_IN2)
         return keep_straight_through(logp_IN2, noise_IN2, self.config.temperature)
+
+    def recounted(self, logp_IN2: Tensor, generator: torch.Generator) -> Tensor:
+        """The tokenizer's own choice as numbers, but for a share of the images as many of the likeliest patches as dice say."""
+        images, patches = logp_IN2.shape[:2]
+        own_IN = self.tokenizer.undiced(logp_IN2)
+        low, high = (max(1, round(x * patches)) for x in COUNTS)
+        counts_I1 = torch.randint(low, high + 1, (images, 1), generator=generator).to(own_IN.device)
+        rank_IN = logp_IN2[..., KEEP].argsort(1, descending=True).argsort(1)
+        other_I1 = (torch.rand(images, 1, generator=generator) < self.config.other_counts).to(own_IN.device)
+        return torch.where(other_I1, rank_IN < counts_I1, own_IN).to(logp_IN2.dtype)
 
     def rebuild(self, x_INC: Tensor, keep_IN: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Features and what is kept (0 or 1) → features again; with a codebook, also its loss and figures. While training

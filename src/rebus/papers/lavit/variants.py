@@ -43,7 +43,7 @@ class LavitConfig:
 
 PAPER_TOKENIZER = LavitTokenizerConfig()
 
-_MINI_MERGER = MergerConfig(width=192, depth=3, heads=4, mlp_hidden=768, softmax="masked")
+_MINI_MERGER = MergerConfig(width=192, depth=3, heads=4, mlp_hidden=768, grid=MINI_VIT.grid, softmax="masked")
 MINI = LavitConfig(
     tokenizer=LavitTokenizerConfig(
         vision=MINI_VIT,
@@ -56,7 +56,7 @@ MINI = LavitConfig(
         std=HALF,
     ),
     projector=_MINI_MERGER,
-    grammar=mini(SMOLLM2_WORDS, 2048, 64, fewest=4, most=56),
+    grammar=mini(SMOLLM2_WORDS, 2048, 64, fewest=10, most=40),  # nine of ten pictures have 10 to 32
     language=LanguageConfig(base=BASE_LLM, new_words=2050, lora_rank=16),
     detokenizer=MiniDetokenizerConfig(),
     weights="lavit-mini",
@@ -69,6 +69,7 @@ MINI_RECONSTRUCTION = ReconstructionConfig(
     share_weight=8.0,
     share_of="batch",  # an image may have as many tokens as it needs: that is what the mini is to show
     gradient="decoder",  # through the merger alone the selector would learn too slowly for a run of minutes
+    other_counts=0.25,
     draft=MiniDetokenizerConfig().draft,
     draft_weight=0.5,
 )

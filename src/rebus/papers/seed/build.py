@@ -79,7 +79,7 @@ def official(config: SeedConfig) -> SeedConfig:
     return replace(config, detokenizer=replace(config.detokenizer, latents="fixed"))
 
 
-START = ("norm.", "patch_down.", "component_head.")
+START = ("norm.", "patch_down.", "component_head.", "contrast_head.")
 """How the tensors of the shared vision encoder begin from which codes start."""
 Drawer = MiniDetokenizer | UnclipDetokenizer | TextLikeDetokenizer
 
@@ -154,9 +154,11 @@ def tokenizer_layers(saved: SavedSystem, shared: SavedSystem | None) -> list[Map
         return [own]
     vision = shared.tensors("vision")
     seeing = {f"visual_encoder.{k[4:]}": vision[k] for k in vision if k.startswith("vit.")}
-    if not saved.config["tokenizer"].get("start_per_patch"):
+    sizes = saved.config["tokenizer"]
+    if not sizes.get("start_per_patch"):
         return [seeing, own]
-    starting = {f"code_start.{k}": vision[k] for k in vision if k.startswith(START)}
+    read = START if sizes.get("start_contrast") else START[:-1]
+    starting = {f"code_start.{k}": vision[k] for k in vision if k.startswith(read)}
     return [seeing, starting, own]
 
 

@@ -4,7 +4,7 @@
     pixels ─ features ─▶ x_ISC ─ causal_embeddings ─▶ x_INC ─ quantize ─▶ ids_IN, z_INE
     z_INE ─ embed_codes ─▶ image embedding            z_INE ─ reconstruct_embeddings ─▶ x_INC (training only)
 
-Dimension key: I images · S tokens of the vision encoder · G F places and waves of a side · N codes of an image · C width · E code width
+Dimension key: I images · S tokens of the vision encoder · N codes of an image · C width · E code width
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from rebus.document import Image
 from rebus.errors import RebusError
 from rebus.images import CLIP_MEAN, CLIP_STD, RGB, Resize, prepare
+from rebus.mini.sentences import SENTENCE_WIDTH
 from rebus.nn.attention import Block, init_linears_by_width, init_transformer
 from rebus.nn.quantize import GroupedQuantizer, LossOrder, Quantized, ResidualQuantizer, VectorQuantizer
 from rebus.nn.vit import ViT, ViTConfig
 from rebus.papers.seed.qformer import QFormer, QFormerConfig
+from rebus.papers.seed.reading import CodeStart, CosinePositions
+from rebus.papers.seed.space import SentenceSpace
 from rebus.visual import Codes, Purpose
 
 SHARED = ("visual_encoder.", "code_start.")
@@ -55,10 +58,13 @@ class SeedTokenizerConfig:
     hundred million does not learn that. `residual`: each has its own, and adds it to those before it, so that the first
     say the most. With the head `mlp` such codes live in the space of the image embedding (`code_width` is `image_width`)."""
     start_per_patch: int = 0
-    """Not 0: the vectors that are looked up start as a linear reading of the vision encoder's patches, this many numbers
-    of each, and the Q-Former adds to them; for a Q-Former that starts from nothing."""
+    """Not 0: the vectors that are looked up start as a reading of the vision encoder's patches, this many numbers of each,
+    and the Q-Former adds to them; for a Q-Former that starts from nothing."""
     start_width: int = 0
-    """Width of that reading; the other numbers are the Q-Former's alone."""
+    """Width of what is read linearly of the patches alone."""
+    start_contrast: int = 0
+    """Width of a vector of fixed length that is read of patches and class token and follows; numbers of the code beyond
+    the two are the Q-Former's alone."""
     code_width: int = 32
     """Width of an entry."""
     commitment: float = 0.25
@@ -82,6 +88,11 @@ class SeedTokenizerConfig:
     """`reverse`: number of its queries. SEED v1 has 77, one for each text state of Stable Diffusion 1.4."""
     image_width: int = 1024
     """Width of the image embedding (CLIP ViT-H/14: 1,024; text states of SD 1.4 in SEED v1: 768)."""
+    contrast_width: int = 0
+    """Not 0: the projections of stage 1 to the space of this width in which images meet sentence vectors are kept, for
+    retrieval. (The release has them beside BERT, for training only.)"""
+    sentence_width: int = SENTENCE_WIDTH
+    """Width of the sentence vectors."""
     resize: Resize = "bilinear"
     """How an image is stretched to the encoder's square. The released language models read `bilinear`; the tokenizer
     itself was trained and evaluated with `bicubic`."""
@@ -97,50 +108,6 @@ def _quantizer(config: SeedTokenizerConfig, generator: torch.Generator | None) -
         return VectorQuantizer(size, width, beta=beta, order=order, generator=generator)
     kind = ResidualQuantizer if config.codebook == "residual" else GroupedQuantizer
     return kind(size, width, config.qformer.queries, beta=beta, order=order, generator=generator)
-
-
-class CosinePositions(nn.Module):
-    """Adds to each patch where it lies: cosines over rows and columns, orthogonal between places, repeated over the
-    width with variance 1; nothing to a class token. A fixed table, not among the weights."""
-
-    table_SC: Tensor
-
-    def __init__(self, vision: ViTConfig) -> None:
-        super().__init__()
-        place = (torch.arange(vision.grid) + 0.5) / vision.grid
-        waves_GF = torch.cos(torch.pi * place[:, None] * torch.arange(1, vision.grid + 1))
-        rows = repeat(waves_GF, "h f -> (h w) f", w=vision.grid)
-        columns = repeat(waves_GF, "w f -> (h w) f", h=vision.grid)
-        both_SF = torch.cat([rows, columns], dim=1)
-        times = -(-vision.width // both_SF.shape[1])
-        table_SC = both_SF.repeat(1, times)[:, : vision.width]
-        table_SC = table_SC / table_SC.std()
-        if vision.class_token:
-            table_SC = torch.cat([torch.zeros(1, vision.width), table_SC])
-        self.register_buffer("table_SC", table_SC, persistent=False)
-
-    def forward(self, x_ISC: Tensor) -> Tensor:
-        """x_ISC → x_ISC."""
-        return x_ISC + self.table_SC.to(x_ISC.dtype)
-
-
-class CodeStart(nn.Module):
-    """A linear reading of the vision encoder's patches, where the vectors that are looked up start; the same for every
-    query. Its tensors are the mini vision encoder's own way to its image embedding."""
-
-    def __init__(self, config: SeedTokenizerConfig) -> None:
-        super().__init__()
-        vision, numbers = config.vision, config.start_per_patch
-        self.norm = nn.LayerNorm(vision.width)
-        self.patch_down = nn.Linear(vision.width, numbers)
-        self.component_head = nn.Linear(vision.grid**2 * numbers, config.start_width)
-        self.left = config.code_width - config.start_width
-        self.class_token = vision.class_token
-
-    def forward(self, x_ISC: Tensor) -> Tensor:
-        """x_ISC → [I, E], zeros where the Q-Former alone speaks."""
-        patches = self.patch_down(self.norm(x_ISC[:, int(self.class_token) :]))
-        return nn.functional.pad(self.component_head(patches.flatten(1)), (0, self.left))
 
 
 class CodeDecoder(nn.Module):
@@ -234,10 +201,10 @@ class SeedTokenizer(nn.Module):
                 "Codes that add up to the image embedding must be as wide as it, but the codebook's width is "
                 f"{code} and the embedding's {config.image_width}. Set `code_width` to `image_width`."
             )
-        if not 0 <= config.start_width <= code:
+        if not 0 <= config.start_width + config.start_contrast <= code:
             raise RebusError(
-                f"Codes of width {code} cannot start from a reading of width {config.start_width}. Set `start_width` to 0 "
-                f"to {code}."
+                f"Codes of width {code} cannot start from a reading of width {config.start_width + config.start_contrast}. "
+                f"Set `start_width` and `start_contrast` to together 0 to {code}."
             )
         self.config = config
         self.source = source
@@ -254,7 +221,16 @@ class SeedTokenizer(nn.Module):
         self.head: MLPHead | ReverseHead = head(config, generator)
         init_linears_by_width(self.to_code, generator)
         init_linears_by_width(self.from_code, generator)
-        self.code_start = CodeStart(config) if config.start_per_patch else None
+        self.code_start = None
+        if config.start_per_patch:
+            parts = (config.start_per_patch, config.start_width, config.start_contrast)
+            self.code_start = CodeStart(config.vision, *parts, of=code)
+        contrast = config.contrast_width
+        self.space = (
+            None
+            if not contrast
+            else SentenceSpace(width, contrast, text_width=config.sentence_width, generator=generator)
+        )
         for last in self._additions():
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -366,6 +342,29 @@ class SeedTokenizer(nn.Module):
         finally:
             self.train(was_training)
         return [image for image in done if image is not None]
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the projections are there that `embed_images` and `embed_texts` need."""
+        return self.space is not None
+
+    def embed_images(self, images: Sequence[Image]) -> Tensor:
+        """Images with pixels → unit vectors_IC in the space of texts, from the last causal embedding. Raises RebusError for a
+        tokenizer without that space."""
+        device = self.vision_norm.weight.device
+        return self._meeting().image(self.causal_embeddings(self.features(self.pixels(images).to(device))))
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts → unit vectors_IC in the space of images. Raises RebusError for a tokenizer without that space."""
+        return self._meeting().texts(texts)
+
+    def _meeting(self) -> SentenceSpace:
+        if self.space is None:
+            raise RebusError(
+                f"The weights of {self.source} hold no space in which images meet texts (`contrast_width` is 0), so that it "
+                "cannot be searched with. Use a variant that has one, as seed:mini."
+            )
+        return self.space
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         """Images that have pixels → normalised pixels_I3hw on the CPU."""

@@ -34,18 +34,48 @@ KEYS_AND_VALUES = ("to_k", "to_v", "add_k_proj", "add_v_proj")
 """What of a denoiser's attention the first stage trains: all of its keys and values, of the image's own tokens too."""
 
 
+BLUR_NOISE = 0.3
+"""Deviation of the noise of features that are blurred entirely, as a share of theirs."""
+
+
 class DecoderTraining(nn.Module):
     """The image decoder, told features and where there is one a source."""
 
-    def __init__(self, detokenizer: SeedXDetokenizer, *, untold: float, unseen: float = 0.0) -> None:
+    mean_SC: Tensor
+    std_SC: Tensor
+
+    def __init__(
+        self,
+        detokenizer: SeedXDetokenizer,
+        *,
+        untold: float,
+        unseen: float = 0.0,
+        blurred: float = 0.0,
+        examples_ISC: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.detokenizer = detokenizer
-        self.untold, self.unseen = untold, unseen
+        self.untold, self.unseen, self.blurred = untold, unseen, blurred
+        examples_ISC = torch.zeros(1, 1, 1) if examples_ISC is None else examples_ISC
+        self.register_buffer("mean_SC", examples_ISC.mean(0), persistent=False)
+        self.register_buffer("std_SC", examples_ISC.std(0, correction=0), persistent=False)
+
+    def blur(self, x_ISC: Tensor) -> Tensor:
+        """Features of which a share of the images is drawn towards the mean of all, and made noisy: what a language model
+        regresses is a mean of what may be meant, and a decoder that has seen true features alone would believe all of it."""
+        count = len(x_ISC)
+        if not self.blurred:
+            return x_ISC
+        keep_I11 = torch.rand(count, 1, 1, device=x_ISC.device)
+        keep_I11 = torch.where(torch.rand_like(keep_I11) < self.blurred, keep_I11, torch.ones_like(keep_I11))
+        noise_ISC = BLUR_NOISE * (1 - keep_I11) * self.std_SC * torch.randn_like(x_ISC)
+        return self.mean_SC + keep_I11 * (x_ISC - self.mean_SC) + noise_ISC
 
     def losses(self, latents_Ichw: Tensor, x_ISC: Tensor, source_Ichw: Tensor | None = None) -> Losses:
         """Velocity error and the draft's error. Some images are told nothing, some do not see their source, each by
-        chance, so that guidance has something to lead away from."""
+        chance, so that guidance has something to lead away from; some features are blurred."""
         model = self.detokenizer
+        x_ISC = self.blur(x_ISC)
         channels = latents_Ichw.shape[1]
         if source_Ichw is not None:
             source_Ichw = source_Ichw * kept(latents_Ichw, self.unseen)

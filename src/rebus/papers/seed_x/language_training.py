@@ -180,13 +180,14 @@ def flipped(document: Document) -> Document | None:
     return None
 
 
-def trainable(lr: float, row_lr: float | None, in_full: Sequence[str]) -> list[Trainable]:
-    """Adapters and projectors, rows of new words where they have a rate, and what else of the base is trained."""
+def trainable(lr: float, row_lr: float | None, in_full: Sequence[str], full_lr: float | None = None) -> list[Trainable]:
+    """Adapters and projectors, rows of new words where they have a rate, and what else of the base is trained, at a rate
+    of its own or at that of the adapters."""
     rows = [] if row_lr is None else [Trainable("lm.llm.rows.*", row_lr)]
     return [
         *rows,
         Trainable("lm.llm.*lora_*", lr),
         Trainable("lm.input_projector.*", lr),
         Trainable("lm.output_projector.*", lr),
-        *(Trainable(pattern, lr) for pattern in in_full),
+        *(Trainable(pattern, lr if full_lr is None else full_lr) for pattern in in_full),
     ]

@@ -135,6 +135,7 @@ def stage(config: Config, work: Path, data: Path | None = None, vision: Path | N
         return made(look, pairs, [])
     bank = Frozen(work)
     module.start_from({}, bank.vision.vit, bank.vision.norm)
+    module.start_draft(*bank.rows("train", bank.singles("train", 4096), "tokens", "latents"))
 
     def step(module: SelectorTraining, i: np.ndarray) -> Losses:
         module.done += 1

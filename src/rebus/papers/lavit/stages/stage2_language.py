@@ -43,6 +43,7 @@ from rebus.papers.lavit.language import LanguageConfig
 from rebus.papers.lavit.language_training import (
     PRETRAIN,
     BaseNumbers,
+    CodeSoftmax,
     LanguageTraining,
     begin,
     code_counts,
@@ -88,6 +89,9 @@ class Config:
     """Real data only: documents of a batch; none: as many as the table says for its source."""
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
+    code_softmax: CodeSoftmax = "vocabulary"
+    """What the softmax of a code is over in the loss: the `vocabulary` (the paper), or the codes and the mark that ends an
+    `image`, which are all that the grammar lets the model choose from there."""
     base_dtype: BaseNumbers = "fp32"
     """Number format of the base model where adapters learn in its place; rows, adapters and the projector are float32."""
     lr: float = 1e-5
@@ -121,6 +125,7 @@ CONFIGS = {
         batch=16,
         pack=128,
         base_dtype="bf16",
+        code_softmax="image",
         lr=1e-3,
         row_lr=2e-3,
         visual_lr=1e-3,
@@ -180,6 +185,7 @@ def begun(
         selection=config.selection,
         base=base,
         base_dtype=config.base_dtype,
+        code_softmax=config.code_softmax,
         generator=generator,
     )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +86,10 @@ CONFIGS = {
         tokenizer=MINI.tokenizer,
         detokenizer=MiniDetokenizerConfig(),
         selection="expected",
-        true_share=0.25,
+        true_share=0.1,
         batch=48,
-        lr=4e-4,
-        optim=Optim(steps=700, warmup=50, weight_decay=0.01, ema=0.998, min_lr_ratio=0.05),
+        lr=6e-4,
+        optim=Optim(steps=1000, warmup=50, weight_decay=0.01, ema=0.998, min_lr_ratio=0.05),
     ),
 }
 
@@ -234,8 +235,10 @@ def on_bank(config: Config, work: Path) -> Stage:
     module = begun(config, data, tokenizer)
     model = module.detokenizer
 
+    codes_of = cache(lambda split: bank_codes(data, split, tokenizer))  # to ask for them is to hash the tokenizer
+
     def coded(split: str, i: np.ndarray) -> list[Codes]:
-        return [Codes(ids_N, tokenizer.source) for ids_N in unpadded(bank_codes(data, split, tokenizer)[i])]
+        return [Codes(ids_N, tokenizer.source) for ids_N in unpadded(codes_of(split)[i])]
 
     def step(module: MiniPixelTraining, i: np.ndarray) -> Losses:
         latents, tokens = data.rows("train", i, "latents", "tokens")

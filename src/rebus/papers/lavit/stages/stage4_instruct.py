@@ -26,11 +26,13 @@ from rebus.data.pictures import load_pictures
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
 from rebus.mini.moving import Moved
+from rebus.mini.replay import WithReplies, base_replies
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language import LanguageConfig
 from rebus.papers.lavit.language_training import (
     INSTRUCT,
     BaseNumbers,
+    CodeSoftmax,
     LanguageTraining,
     begin,
     go_on,
@@ -64,12 +66,18 @@ class Config:
     """Share of each kind of document of the embedded data."""
     moved: float = 0.0
     """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time."""
+    replies: float = 0.0
+    """Embedded data only: share of documents that are plain questions with the base model's own replies, so that it keeps
+    its words."""
     batch: int = 128
     """Documents of one step of the embedded data."""
     source_batch: int | None = None
     """Real data only: documents of a batch; none: as many as the table says for its source."""
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
+    code_softmax: CodeSoftmax = "vocabulary"
+    """What the softmax of a code is over in the loss: the `vocabulary` (the paper), or the codes and the mark that ends an
+    `image`, which are all that the grammar lets the model choose from there."""
     base_dtype: BaseNumbers = "fp32"
     """Number format of the base model where adapters learn in its place; rows, adapters and the projector are float32."""
     lr: float = 2e-5
@@ -95,13 +103,15 @@ CONFIGS = {
         selection="expected",
         mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
         moved=0.6,
+        replies=0.05,
         batch=16,
         pack=128,
         base_dtype="bf16",
+        code_softmax="image",
         lr=8e-4,
         row_lr=1e-3,
         visual_lr=5e-4,
-        optim=Optim(steps=210, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=600, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 
@@ -125,11 +135,16 @@ def stage(
             config=recorded(config, tokenizer, base),
             generators={"patches": generator},
         )
-    module = begun(config, work, bank_tokenizer(config.system.tokenizer, Frozen(work)), generator, base)
+    module = unlearned(config, bank_tokenizer(config.system.tokenizer, Frozen(work)), generator, base)
+    # before stage 2's weights are read: until then it is the base model
+    replies = base_replies(work, System(module.grammar, module.lm)) if config.replies else []
+    go_on(module, work / stage2_language.NAME)
     pictures = load_pictures(work / "emoji")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
     if config.moved:
         documents = Moved(documents, share=config.moved, seed=config.seed)
+    if replies:
+        documents = WithReplies(documents, replies, share=config.replies, seed=config.seed)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):
@@ -157,7 +172,16 @@ def begun(
     config: Config, work: Path, tokenizer: LavitTokenizer, generator: torch.Generator, base: Path | None
 ) -> LanguageTraining:
     """The module of stage 2 as stage 2 left it, in the chat template; nothing is learned of what the user says."""
-    module = begin(
+    module = unlearned(config, tokenizer, generator, base)
+    go_on(module, work / stage2_language.NAME)
+    return module
+
+
+def unlearned(
+    config: Config, tokenizer: LavitTokenizer, generator: torch.Generator, base: Path | None
+) -> LanguageTraining:
+    """The same before it has learned anything."""
+    return begin(
         config.system,
         tokenizer,
         template="chat",
@@ -167,7 +191,6 @@ def begun(
         selection=config.selection,
         base=base,
         base_dtype=config.base_dtype,
+        code_softmax=config.code_softmax,
         generator=generator,
     )
-    go_on(module, work / stage2_language.NAME)
-    return module

@@ -32,8 +32,9 @@ from rebus.nn.text_tokenizer import read_tokenizer
 from rebus.papers.seed.bank import read_vision
 from rebus.papers.seed.blip2 import read_blip2
 from rebus.papers.seed.contrast import Gather, PairTraining
-from rebus.papers.seed.losses import ContrastiveHeads, contrastive_loss
+from rebus.papers.seed.losses import contrastive_loss
 from rebus.papers.seed.pairs import load_vision
+from rebus.papers.seed.space import SentenceSpace
 from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
 from rebus.train import Losses, Optim, Stage, Trainable, parallel
@@ -46,7 +47,7 @@ class Config:
     tokenizer: SeedTokenizerConfig = PAPER_TOKENIZER
     """The tokenizer whose Q-Former is trained."""
     contrast_width: int = 256
-    """Width in which image and text meet."""
+    """Width in which image and text meet, where the tokenizer keeps no such space of its own."""
     smoothing: float = 0.1
     """Label smoothing of the contrastive loss."""
     detail_weight: float = 0.0
@@ -101,17 +102,25 @@ class QFormerTraining(nn.Module):
         super().__init__()
         width = config.tokenizer.qformer.width
         self.tokenizer = SeedTokenizer(config.tokenizer)
-        self.heads = ContrastiveHeads(width, config.contrast_width)
-        self.heads.text_proj = nn.Linear(text_width, config.contrast_width)
+        self.heads = (
+            None if self.tokenizer.embeds else SentenceSpace(width, config.contrast_width, text_width=text_width)
+        )
         self.config = config
+
+    @property
+    def space(self) -> SentenceSpace:
+        """Where images meet texts: the tokenizer's own, or one that only training has."""
+        space = self.tokenizer.space or self.heads
+        assert space is not None  # one of the two is
+        return space
 
     def losses(self, x_ISC: Tensor, text_IT: Tensor, embedding_ID: Tensor) -> Losses:
         """Features of the frozen vision encoder, sentence vectors, and the image embeddings to be rebuilt; by every query
         where codes are to add up to them."""
         x_INC = self.tokenizer.causal_embeddings(x_ISC)
-        text_IC = F.normalize(self.heads.text_proj(text_IT), dim=-1)
+        space = self.space
         contrast = contrastive_loss(
-            self.heads.image(x_INC), text_IC, self.heads.temperature, smoothing=self.config.smoothing
+            space.image(x_INC), space.sentences(text_IT), space.temperature, smoothing=self.config.smoothing
         )
         z_INE = self.tokenizer.codes_before(x_INC, self.tokenizer.start(x_ISC))
         if self.config.tokenizer.codebook == "residual":
@@ -119,7 +128,7 @@ class QFormerTraining(nn.Module):
         else:
             detail = F.mse_loss(self.tokenizer.embed_codes(z_INE), embedding_ID)
         total = contrast + self.config.detail_weight * detail
-        return Losses(total, {"contrast": contrast, "detail": detail, "temperature": self.heads.temperature})
+        return Losses(total, {"contrast": contrast, "detail": detail, "temperature": space.temperature})
 
 
 def on_pairs(config: Config, data: Path, vision: Path | None, blip2: Path | None, bert: Path | None) -> Stage:
@@ -185,13 +194,14 @@ def on_bank(config: Config, work: Path) -> Stage:
         singles = data.singles("val", 512)
         x_ISC, text_IT, embedding_ID = data.rows("val", singles, "tokens", "captions", "embeddings")
         x_INC, ids = module.tokenizer.causal_embeddings(x_ISC), data.caption_ids("val", singles)
-        best = (module.heads.image(x_INC) @ F.normalize(module.heads.text_proj(text_IT), dim=-1).T).argmax(1)
+        best = (module.space.image(x_INC) @ module.space.sentences(text_IT).T).argmax(1)
         yield "val/r_at_1", (ids[best] == ids).float().mean().item()
         z_INE = module.tokenizer.codes_before(x_INC, module.tokenizer.start(x_ISC))
         rebuilt_ID = module.tokenizer.embed_codes(z_INE)
         yield "val/detail_mse", F.mse_loss(rebuilt_ID, embedding_ID).item()
 
-    trained = ["heads.*", "tokenizer.vision_norm.*", "tokenizer.qformer.*"]
+    space = "tokenizer.space.*" if module.tokenizer.embeds else "heads.*"
+    trained = [space, "tokenizer.vision_norm.*", "tokenizer.qformer.*"]
     if config.detail_weight:
         only_sums = config.tokenizer.codebook == "residual"  # these need no decoder before they are rounded
         parts = ("to_code",) if only_sums else ("to_code", "from_code", "image_decoder", "head")

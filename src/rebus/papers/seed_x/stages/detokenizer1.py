@@ -46,6 +46,9 @@ class Config:
     """The image decoder; of a real one UNet, VAE and sampler are the given folder's."""
     untold: float = 0.1
     """Share of pictures that are told nothing, for classifier-free guidance."""
+    blurred: float = 0.0
+    """Mini only: share of pictures whose features are drawn towards the mean and made noisy, as those that a language model
+    regresses are; the decoder then learns to do with them."""
     batch: int = 256
     """Pictures of one step."""
     lr: float = 1e-4
@@ -62,6 +65,7 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         detokenizer=FIRST_STAGE,
+        blurred=0.4,
         batch=48,
         lr=5e-4,
         optim=Optim(steps=900, warmup=50, weight_decay=0.01, ema=0.998, min_lr_ratio=0.05),
@@ -124,7 +128,12 @@ def on_bank(config: Config, sizes: SeedXDetokenizerConfig, work: Path) -> Stage:
     learn += [f"detokenizer.denoiser.*.{name}.*" for name in KEYS_AND_VALUES]
     return Stage(
         name=FIRST,
-        module=DecoderTraining(model, untold=config.untold),
+        module=DecoderTraining(
+            model,
+            untold=config.untold,
+            blurred=config.blurred,
+            examples_ISC=seen.pure("train", np.arange(min(4096, len(seen.data.bank("train")))))[1],
+        ),
         step=step,
         trainable=[Trainable(pattern, config.lr) for pattern in learn],
         data=IndexBatches(len(seen.data.bank("train")), config.batch, seed=config.seed),

@@ -55,6 +55,9 @@ class Config:
     """Share of pictures that are told no features, for guidance towards these."""
     unseen: float = 0.1
     """Share of edits that do not see their source, for guidance towards it."""
+    blurred: float = 0.0
+    """Mini only: share of pictures whose features are drawn towards the mean and made noisy, as those that a language model
+    regresses are; the decoder then learns to do with them."""
     batch: int = 256
     """Pictures of one step."""
     lr: float = 1e-4
@@ -71,6 +74,7 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         first=FIRST_STAGE,
+        blurred=0.4,
         batch=48,
         lr=4e-4,
         optim=Optim(steps=900, warmup=50, weight_decay=0.01, ema=0.998, min_lr_ratio=0.05),
@@ -157,7 +161,13 @@ def on_bank(config: Config, first: SeedXDetokenizerConfig, work: Path) -> Stage:
 
     return Stage(
         name=SECOND,
-        module=DecoderTraining(model, untold=config.untold, unseen=config.unseen),
+        module=DecoderTraining(
+            model,
+            untold=config.untold,
+            unseen=config.unseen,
+            blurred=config.blurred,
+            examples_ISC=seen.pure("train", np.arange(min(4096, len(seen.data.bank("train")))))[1],
+        ),
         step=step,
         trainable=[Trainable(f"detokenizer.{part}.*", config.lr) for part in ("adapter", "draft", "denoiser")],
         data=IndexBatches(len(seen.data.bank("train")), config.batch, seed=config.seed),

@@ -25,16 +25,18 @@ from typing import Any, Literal
 import torch
 
 from rebus.checkpoint import config_from_json, load_system
-from rebus.data.loader import Loader
+from rebus.data.loader import Addressed, Loader
 from rebus.data.source_batches import SourceBatches, read_places
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import Template
+from rebus.lm import InterleavedLM
+from rebus.mini.replay import WithReplies, base_replies
 from rebus.packages import embedded as embedded_weights
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.build import build
 from rebus.papers.seed_x.grammar import SeedXGrammar
-from rebus.papers.seed_x.language import LoraConfig
+from rebus.papers.seed_x.language import LanguageConfig, LoraConfig, base_language
 from rebus.papers.seed_x.language_training import NORMS, LanguageTraining, Responses, TooLong, trainable
 from rebus.papers.seed_x.mixture import INSTRUCT
 from rebus.papers.seed_x.speciality import Decoder, Speciality, begin_lora
@@ -67,6 +69,12 @@ class Config:
     """How documents are laid out; none: as the base lays out a chat."""
     mix: Mapping[str, float] | None = None
     """Embedded data only: share of each kind of document; none: the speciality's own."""
+    moved: float = 0.0
+    """Embedded data and the speciality `chat` only: share of the pictures that are read which are moved, turned and tinted a
+    little, anew each time. (What others draw shows what they read.)"""
+    replies: float = 0.0
+    """Embedded data and the speciality `chat` only: share of documents that are plain questions with the base language
+    model's own replies, so that it keeps its words."""
     batch: int = 16
     """Embedded data only: documents of one step."""
     source_batch: int | None = None
@@ -90,6 +98,9 @@ class Config:
     in_full: tuple[str, ...] = NORMS
     """Patterns of the base model's own parameters that are trained too. (The published code trains word table and head
     as well, with which an adapter is no longer small: add `lm.llm.base.*embed_tokens*` and `lm.llm.base.*lm_head*`.)"""
+    full_lr: float | None = None
+    """Peak learning rate of these; none: as the adapters. Where adapters learn fast, norms would be worn down: a small
+    model's are of a size that a hundred steps at such a rate make anew."""
     optim: Optim = field(
         default_factory=lambda: Optim(
             steps=20_000,
@@ -120,6 +131,9 @@ CONFIGS = {
         remember=4096,
         base_dtype="bf16",
         lr=1e-3,
+        full_lr=5e-5,
+        moved=0.6,
+        replies=0.05,
         optim=Optim(steps=500, warmup=0.04, min_lr_ratio=0.05, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
     ),
 }
@@ -144,7 +158,12 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
     else:
         mix = embedded.INSTRUCT[config.speciality] if config.mix is None else config.mix
         pictures, lines = embedded.read_embedded(work)
-        mixture = embedded.documents(pictures, lines, "train", config.seed, mix)
+        chats = config.speciality == "chat"
+        moved = config.moved if chats else 0.0
+        mixture: Addressed = embedded.documents(pictures, lines, "train", config.seed, mix, moved=moved)
+        if chats and config.replies:
+            replies = base_replies(work, unlearned(module, base))
+            mixture = WithReplies(mixture, replies, share=config.replies, seed=config.seed)
         batches = Loader(mixture, **parallel.sharded(config.batch))
 
         def evaluate() -> Iterator[tuple[str, float]]:
@@ -161,7 +180,7 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
         module=module,
         step=lambda module, rows: module(rows),
         prepare=lambda module, batch: module.prepare(batch),
-        trainable=trainable(config.lr, None, config.in_full),
+        trainable=trainable(config.lr, None, config.in_full, config.full_lr),
         data=batches,
         evals=evals,
         gates=gates,
@@ -212,6 +231,19 @@ def begin(config: Config, base: Path | None) -> tuple[LanguageTraining, Speciali
         generator=torch.Generator().manual_seed(config.seed),
     )
     return module, speciality
+
+
+def unlearned(module: LanguageTraining, base: Path | None) -> System:
+    """The base language model as it was before it learned of pictures. Raises RebusError for a base whose language model
+    is merged."""
+    system = config_from_json(SeedXConfig, load_system(base or embedded_weights("seed_x-mini")).config)
+    if not isinstance(system.language, LanguageConfig):
+        raise RebusError(
+            "Plain replies are those of the language model that the base was made from, but this base holds a merged one. "
+            "Leave `replies` at 0."
+        )
+    llm, _ = base_language(replace(system.language, lora=None), dtype=module.lm.llm.dtype)
+    return System(module.grammar, InterleavedLM(llm))
 
 
 def speciality_of(folder: Path, held: Any) -> Speciality:

@@ -36,6 +36,7 @@ from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
 from rebus.papers.seed_x import embedded
+from rebus.papers.seed_x.beginnings import begin_projectors
 from rebus.papers.seed_x.build import assemble
 from rebus.papers.seed_x.convert import vision_rules
 from rebus.papers.seed_x.grammar import SeedXGrammar
@@ -58,6 +59,12 @@ class Config:
 
     system: SeedXConfig = LEARNING_17B
     """The system whose language model is trained."""
+    way_in: Literal["random", "captions"] = "random"
+    """Embedded data only: how the projectors begin: as noise (the paper), or so that each query looks at its own place, what it
+    finds points to the words of captions, and what is drawn begins as the mean of all pictures."""
+    moved: float = 0.0
+    """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time;
+    never of edits, whose target shows what the source does."""
     locations: Literal["mean", "smooth"] = "mean"
     """How the rows of locations begin: all as the mean of the old rows (the published code), or so that neighbours are
     alike, from which a short run learns to point."""
@@ -89,6 +96,9 @@ class Config:
     in_full: tuple[str, ...] = (*NORMS, *TABLES)
     """Patterns of the base model's own parameters that are trained beside the adapters: norms, word table and head. (The
     mini trains the norms.)"""
+    full_lr: float | None = None
+    """Peak learning rate of these; none: as the adapters. Where adapters learn fast, norms would be worn down: a small
+    model's are of a size that a hundred steps at such a rate make anew."""
     optim: Optim = field(
         default_factory=lambda: Optim(
             steps=100_000,
@@ -116,12 +126,15 @@ CONFIGS = {
         locations="smooth",
         batch=16,
         pack=128,
-        one_view=0.85,
+        one_view=0.7,
+        moved=0.6,
+        way_in="captions",
         remember=4096,
         base_dtype="bf16",
         lr=1e-3,
         row_lr=2e-3,
         in_full=NORMS,
+        full_lr=5e-5,
         optim=Optim(steps=1800, warmup=0.03, min_lr_ratio=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
     ),
 }
@@ -139,6 +152,8 @@ def stage(
     else:
         tokenizer.vision.trunk.load_state_dict(Frozen(work).vision.vit.state_dict())
     module = fresh(config, tokenizer, base, generator)
+    if data is None and config.way_in == "captions":
+        begin_projectors(module, Frozen(work), generator)
     evals: list[Evaluation] = []
     gates: list[Gate] = []
     if data is not None:
@@ -154,7 +169,7 @@ def stage(
         )
     else:
         pictures, lines = embedded.read_embedded(work)
-        mixture = embedded.documents(pictures, lines, "train", config.seed, config.mix)
+        mixture = embedded.documents(pictures, lines, "train", config.seed, config.mix, moved=config.moved)
         batches = Loader(mixture, **parallel.sharded(config.batch))
 
         def evaluate() -> Iterator[tuple[str, float]]:
@@ -171,7 +186,7 @@ def stage(
         module=module,
         step=lambda module, rows: module(rows),
         prepare=lambda module, batch: module.prepare(batch),
-        trainable=trainable(config.lr, config.row_lr, config.in_full),
+        trainable=trainable(config.lr, config.row_lr, config.in_full, config.full_lr),
         data=batches,
         evals=evals,
         gates=gates,

@@ -1,0 +1,71 @@
+"""How the mini's ways into and out of the language model begin: as a reading that is right on the average, from which some ten
+thousand documents can teach the rest. The paper begins from noise and has a hundred million.
+
+Dimension key: I pictures · N patches · S vectors looked at, a square grid · Q queries · C width · D language-model width
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rebus.diffusion.draft import least_squares
+from rebus.mini.frozen import Frozen
+from rebus.nn.caption_rows import linear_from_captions
+from rebus.nn.resampler import Resampler
+from rebus.papers.seed_x.language_training import LanguageTraining
+from rebus.papers.seed_x.projectors import SeedXInputProjector, SeedXOutputProjector
+
+
+@torch.no_grad()
+def begin_projectors(module: LanguageTraining, data: Frozen, generator: torch.Generator, most: int = 2048) -> None:
+    """Sets both projectors from `most` single pictures of the bank. Each query looks at its own place; what it finds, mapped
+    linearly, points to the words of the caption; what is drawn begins as the mean of all pictures."""
+    lm, singles = module.lm, data.singles("train", most)
+    assert isinstance(lm.input_projector, SeedXInputProjector) and isinstance(lm.output_projector, SeedXOutputProjector)
+    into, out_of = lm.input_projector.resampler, lm.output_projector.resampler
+    x_INC = data.rows("train", singles, "tokens")[0][:, 1:]
+    look_nearby(into, x_INC[:512])
+    for identity in (into.value, into.proj):
+        identity.weight.copy_(torch.eye(into.config.width))
+        identity.bias.zero_()
+    found_IQC = torch.cat([into(part) for part in x_INC.split(256)])
+    captions = [data.bank("train").captions[i] for i in singles]
+    table_VD = lm.llm.base.get_input_embeddings().weight
+    lengths = [into.config.queries] * len(singles)
+    weight_DC, bias_D = linear_from_captions(table_VD, module.grammar.text, found_IQC.flatten(0, 1), lengths, captions)
+    into.proj.weight.copy_(weight_DC)
+    into.proj.bias.copy_(bias_D)
+    # hidden states are not known yet: noise of the size that a norm gives them stands for them
+    look_nearby(out_of, torch.randn(256, out_of.config.queries, out_of.config.source_width, generator=generator))
+    out_of.proj.bias.copy_(x_INC.mean((0, 1)))
+
+
+@torch.no_grad()
+def look_nearby(resampler: Resampler, source_ISC: Tensor, *, spread: float = 0.5) -> None:
+    """Sets three numbers of each head so that a query looks at the vectors around its place, as a Gaussian of `spread` cells of
+    the queries' grid falls off; the other numbers stay as they are. `source_ISC` are examples of what is looked at."""
+    config, side = resampler.config, round(source_ISC.shape[1] ** 0.5)
+    sharpness = config.grid**2 / (2 * spread**2)
+    each = config.width // config.heads
+    keys_ISC = resampler.norm_source(resampler.source(source_ISC)) + resampler.positions(side)
+    where_S3 = _places(side)
+    wanted_TK = where_S3.expand(len(keys_ISC), -1, -1).flatten(0, 1)
+    weight_KC, key_K = least_squares(keys_ISC.flatten(0, 1), wanted_TK, 1e-3)
+    # -|q - k|² = 2 q·k - |k|², but for what is the same for all keys; attention divides by the root of a head's width
+    query_Q3 = _places(config.grid)
+    query_Q3 = torch.cat([2 * query_Q3[:, :2], -torch.ones(len(query_Q3), 1)], dim=1) * sharpness * each**0.5
+    queries_QC = resampler.norm_queries(resampler.queries_QC) + resampler.position_QC
+    weight_QC, query_K = least_squares(queries_QC, query_Q3, 1e-6)
+    for first in range(0, config.width, each):
+        rows = slice(first, first + 3)
+        for layer, weight, bias in ((resampler.key, weight_KC, key_K), (resampler.query, weight_QC, query_K)):
+            layer.weight[rows] = weight
+            layer.bias[rows] = bias
+
+
+def _places(side: int) -> Tensor:
+    """Column, row, and the sum of their squares, of the cells of a grid over 0..1, row by row: [side², 3]."""
+    along = (torch.arange(side) + 0.5) / side
+    row, column = torch.meshgrid(along, along, indexing="ij")
+    return torch.stack([column, row, column.square() + row.square()], dim=-1).flatten(0, 1)

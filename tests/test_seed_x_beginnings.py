@@ -1,0 +1,105 @@
+"""SEED-X's mini begins its ways in and out as a reading that is right on the average, and keeps its words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests import tiny
+
+from rebus.errors import RebusError
+from rebus.mini.frozen import Frozen
+from rebus.nn.caption_rows import caption_vectors, words_at
+from rebus.nn.resampler import Resampler, ResamplerConfig
+from rebus.papers.seed_x import embedded
+from rebus.papers.seed_x.beginnings import look_nearby
+from rebus.papers.seed_x.language_training import NORMS
+from rebus.papers.seed_x.stages import instruct, pretrain
+from seed_x_mini import INSTRUCT, PRETRAIN, write_all, write_base
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("beginnings")
+    write_all(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("grid", "side"), [(4, 8), (4, 4)])
+def test_a_query_looks_at_its_own_place(grid: int, side: int) -> None:
+    own = tiny.generator(0)
+    resampler = Resampler(ResamplerConfig(grid=grid, width=96, heads=2, source_width=32), own)
+    examples = torch.randn(200, side**2, 32, generator=own)
+    look_nearby(resampler, examples)
+    keys = resampler.key(resampler.norm_source(resampler.source(examples)) + resampler.positions(side))
+    queries = resampler.query(resampler.norm_queries(resampler.queries_QC) + resampler.position_QC)
+    cells = torch.arange(side) * grid // side
+    place = (cells[:, None] * grid + cells).flatten()  # of each vector the query whose place it lies in
+    for head in range(2):
+        rows = slice(48 * head, 48 * head + 3)
+        weights = (queries[:, rows] @ keys[..., rows].mT / 48**0.5).softmax(-1).mean(0)
+        inside = torch.zeros(grid**2, grid**2).index_add_(1, place, weights)
+        assert (inside.argmax(1) == torch.arange(grid**2)).all()
+        assert inside.diagonal().mean() > 0.4
+
+
+def test_what_is_found_points_to_captions_and_what_is_drawn_is_the_mean(folder: Path) -> None:
+    work = folder / "work"
+    module = pretrain.stage(PRETRAIN, work).module
+    data = Frozen(work)
+    x = data.rows("train", data.singles("train", 12), "tokens")[0][:, 1:]
+    projector, out_of = module.lm.input_projector, module.lm.output_projector.resampler
+    table = module.lm.llm.base.get_input_embeddings().weight
+    with torch.no_grad():
+        slots = projector.resampler(x)
+    centre, spread = words_at(table)
+    torch.testing.assert_close((slots - centre).square().sum(-1).mean().sqrt(), spread)
+    captions = [data.bank("train").captions[i] for i in range(12)]
+    wanted = caption_vectors(table, module.grammar.text, captions)
+    found = slots.mean(1) - slots.mean((0, 1))
+    assert torch.cosine_similarity(found, wanted).mean() > 0.5
+    torch.testing.assert_close(out_of.proj.bias, x.mean((0, 1)))
+    before = pretrain.stage(replace(PRETRAIN, way_in="random"), work).module.lm.output_projector.resampler.proj.bias
+    assert not before.any()
+
+
+def test_norms_learn_at_a_rate_of_their_own(folder: Path) -> None:
+    rates = {entry.pattern: entry.lr for entry in pretrain.stage(PRETRAIN, folder / "work").trainable}
+    assert rates[NORMS[0]] == PRETRAIN.full_lr == 5e-5 and rates["lm.llm.*lora_*"] == PRETRAIN.lr
+    same = pretrain.stage(replace(PRETRAIN, full_lr=None), folder / "work").trainable
+    assert {entry.lr for entry in same if entry.pattern == NORMS[0]} == {PRETRAIN.lr}
+
+
+def test_pictures_of_edits_are_never_moved(folder: Path) -> None:
+    pictures, lines = embedded.read_embedded(folder / "work")
+    mix = {"describe": 0.5, "edit": 0.5}
+    still, moved = (embedded.documents(pictures, lines, "train", 0, mix, moved=share) for share in (0.0, 1.0))
+    changed = {"emoji": set(), "edits": set()}
+    for position in range(40):
+        one, other = ([i.pixels.tobytes() for i in source[position].images] for source in (still, moved))
+        changed[still.place(position).source].add(one != other)
+    assert changed == {"emoji": {True}, "edits": {False}}
+
+
+def test_a_chat_is_mixed_with_plain_replies_of_the_base(folder: Path) -> None:
+    work, base = folder / "work", write_base(folder)
+    (work / "cache" / "base_replies.json").write_text('[["How are you?", "Well."]]')
+    for speciality, said in (("chat", True), ("story", False)):
+        stage = instruct.stage(replace(INSTRUCT, speciality=speciality, replies=1.0), work, base=base)
+        texts = {stage.data.documents[n].messages[-1].text for n in range(3)}
+        assert (texts == {"Well."}) == said
+    module, _ = instruct.begin(INSTRUCT, base)
+    system = instruct.unlearned(module, base)
+    assert not [name for name in system.lm.state_dict() if "lora_" in name]
+    assert system.lm.llm.vocabulary == module.lm.llm.vocabulary
+
+
+def test_a_merged_base_has_no_replies_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_base(folder, name="seed_x-merged")
+    module, _ = instruct.begin(INSTRUCT, base)
+    merged = replace(PRETRAIN.system, language=replace(instruct.SeedXConfig().language))
+    monkeypatch.setattr(instruct, "config_from_json", lambda kind, held: merged)
+    with pytest.raises(RebusError, match="this base holds a merged one"):
+        instruct.unlearned(module, base)

@@ -129,6 +129,9 @@ def test_an_image_is_as_long_as_the_model_wants_within_bounds() -> None:
         assert isinstance(action, Allow)
         assert action.mask_V[END] == (count >= 2) and action.mask_V[FIRST : FIRST + 64].all()
         assert action.mask_V.sum() == 64 + (count >= 2)
+        assert action.first == (END if count >= 2 else None)
+    published = grammar(PUBLISHED).next([BEGIN, FIRST, FIRST], "any", 40)
+    assert isinstance(published, Allow) and published.mask_V[END] and published.first is None
 
 
 def test_an_image_is_only_begun_when_it_can_be_finished_and_ends_where_the_reply_does() -> None:

@@ -9,7 +9,7 @@ from tests.toy import GRAMMAR, LM, decode, prompt, scores
 
 from rebus.errors import RebusError
 from rebus.narrate import Finished, Narrator
-from rebus.sampling import Sampling, pick, restrict
+from rebus.sampling import Sampling, decide, pick, restrict
 
 # ------------------------------------------------------------------------------------------------ choosing a word
 
@@ -113,3 +113,18 @@ def test_a_stop_string_ends_the_reply():
     reply, events = decode(modality="text", temperature=1.0, min_new_tokens=15, stop=(text[5:7],))
     assert "".join(events[:-1]) == text[: text.index(text[5:7])]
     assert events[-1] == Finished("stop") and len(reply.ids) < len(whole.ids)
+
+
+def test_the_end_of_an_image_comes_as_often_as_the_model_says_whatever_the_temperature():
+    scores_V = torch.tensor([0.2] + [0.8 / 400] * 400).log()
+    for temperature in (0.3, 1.0):
+        dice = tiny.generator(0)
+        comes = [decide(scores_V, 0, 1.0, temperature, dice)[0] for _ in range(4000)]
+        assert sum(comes) / 4000 == pytest.approx(0.2, abs=0.02)
+    tempered = (scores_V / 0.3).softmax(-1)[0]
+    assert tempered > 0.99  # what it would be as one word among the others
+    still, greedy = 1.0, []
+    for _ in range(4):
+        comes, still = decide(scores_V, 0, still, 0.0, None)
+        greedy.append(comes)
+    assert greedy == [False, False, False, True] and still == pytest.approx(0.8**4)  # 0.8³ is still above one half

@@ -41,6 +41,10 @@ class Branch:
     """summed log-probability of the words that were free to choose"""
     inside: int | None = None
     """words of the image that is being written; None outside images"""
+    still: float = 1.0
+    """probability that the image being written would not have ended yet"""
+    first: int | None = None
+    """of the words that may come next the one that is decided on before the others"""
     unread_image: list[int] = field(default_factory=list)
     """which of `main.unread` are words of images, counted from its first"""
     hidden: list[Tensor] = field(default_factory=list)

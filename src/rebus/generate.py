@@ -23,7 +23,7 @@ from rebus.errors import RebusError
 from rebus.grammar import Allow, Grammar, Modality
 from rebus.lm import InterleavedLM
 from rebus.narrate import Event, Finished, Narrator, Span
-from rebus.sampling import Sampling, log_scores, pick, restrict
+from rebus.sampling import Sampling, decide, log_scores, pick, restrict
 from rebus.sequence import Sequence
 
 CHUNK = 512
@@ -176,7 +176,7 @@ class Decoder:
         action = self.grammar.next(branch.ids, reply.modality, reply.budget - len(branch.ids))
         # what is forced was taken with the word before it, and whatever was taken has been read
         assert isinstance(action, Allow) and logits_V is not None
-        mask_V = action.mask_V
+        mask_V, branch.first = action.mask_V, action.first
         if len(branch.ids) < sampling.min_new_tokens and mask_V.sum() > 1:
             mask_V = mask_V.clone()
             mask_V[self.grammar.special.eos] = False
@@ -193,7 +193,13 @@ class Decoder:
         branch = reply.branches[0]
         if branch.ending is None:
             scores_V = self._scores(reply, branch)
-            word = pick(scores_V, *reply.sampling.within(image=branch.inside is not None), reply.generator)
+            settings, open_V = reply.sampling.within(image=branch.inside is not None), scores_V
+            comes = False
+            if branch.first is not None:
+                comes, branch.still = decide(scores_V, branch.first, branch.still, settings[0], reply.generator)
+                open_V = scores_V.clone()
+                open_V[branch.first] = float("-inf")
+            word = branch.first if comes and branch.first is not None else pick(open_V, *settings, reply.generator)
             self._take(branch, word, float(scores_V[word]))
             self._follow(reply, branch)
         return branch.ending is not None
@@ -262,7 +268,7 @@ class Decoder:
             branch.inside += 1
         branch.main.unread.append(word)
         if word == special.begin_image:
-            branch.inside = 0
+            branch.inside, branch.still = 0, 1.0
             if branch.guide is not None:  # the guidance stream starts anew with every image
                 self.cache.truncate(branch.guide.row)
                 branch.guide.unread = [*self.grammar.unconditional(), word]

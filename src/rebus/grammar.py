@@ -31,6 +31,10 @@ class Allow:
 
     mask_V: Tensor
     """bool over the whole vocabulary"""
+    first: int | None = None
+    """One of these that is decided on before the others, by its own probability. The mark that ends an image of any length
+    is one word against thousands of codes that are all unlikely: after a temperature below 1, or among the likeliest few, it
+    would be far too likely."""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,18 @@ def restrict(scores_V: Tensor, mask_V: Tensor, repeated: Collection[int] = (), p
     return scores_V.masked_fill(~mask_V.to(scores_V.device), float("-inf"))
 
 
+def decide(
+    scores_V: Tensor, word: int, still: float, temperature: float, generator: torch.Generator | None
+) -> tuple[bool, float]:
+    """Whether `word` comes now, by its probability as the model gives it, whatever the temperature; and the probability that
+    it would not have come yet, `still` before. At temperature 0 it comes as soon as it would rather have come than not."""
+    chance = float(scores_V.softmax(-1)[word])
+    still *= 1 - chance
+    if temperature == 0 or generator is None:  # without a generator, choosing among the others says what is missing
+        return temperature == 0 and still < 0.5, still
+    return bool(torch.rand((), generator=generator, device=generator.device) < chance), still
+
+
 def pick(
     scores_V: Tensor, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator | None
 ) -> int:

@@ -62,7 +62,10 @@ class LavitGrammar:
         begins_V[config.begin_image] = True
         ends_V[config.end_image] = True
         self._text, self._text_or_image = Allow(in_text_V), Allow(begins_V)
-        self._codes, self._codes_or_end = Allow(codes_V), Allow(ends_V)
+        self._codes, self._codes_or_end = (
+            Allow(codes_V),
+            Allow(ends_V, config.end_image if config.end == "first" else None),
+        )
 
     # ------------------------------------------------------------------------------------------ documents → words
 

@@ -20,6 +20,9 @@ class LavitGrammarConfig:
     """Fewest codes of an image that is drawn (the published code's `min_new_tokens`)."""
     most: int = 200
     """Most codes of an image that is drawn (the published code's `max_new_tokens`)."""
+    end: Literal["word", "first"] = "word"
+    """How it is chosen whether an image ends: the closing mark is one `word` among the codes (the published code), or is
+    decided on `first`, by its own probability."""
     begin_image: int = 32000
     """Id of the opening mark."""
     end_image: int = 32001
@@ -56,6 +59,7 @@ def mini(words: int, codes: int, patches: int, *, fewest: int, most: int) -> Lav
         patches=patches,
         fewest=fewest,
         most=most,
+        end="first",
         begin_image=words,
         end_image=words + 1,
         first_code=words + 2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -90,6 +91,25 @@ def test_edits_are_kept_and_of_their_split(work: Path) -> None:
     assert (source[~bank.masks_Ihw] == target[~bank.masks_Ihw]).all()
     latents, x_ISC, sources = Seen(work, 4, EDITS).edited("train", torch.arange(3).numpy())
     assert latents.shape == sources.shape == (3, 4, 16, 16) and x_ISC.shape == (3, 16, 192)
+
+
+def test_another_bank_of_edits_is_made_anew_and_what_was_computed_of_it_too(tmp_path: Path) -> None:
+    folder = write_work(tmp_path / "work")
+    seen = Seen(folder, 4, EDITS)
+    before = seen.edited("train", np.arange(6))[0]
+    more = replace(EDITS, train=8, mix={"recolour": 1.0})
+    again = Seen(folder, 4, more)
+    assert len(again.banks["train"]) == 8 and set(again.banks["train"].kinds) == {"recolour"}
+    assert not torch.equal(again.edited("train", np.arange(6))[0], before)
+    assert len(again.edited("train", np.arange(8))[0]) == 8
+
+
+def test_the_adapters_vector_comes_near_the_image_embedding(work: Path) -> None:
+    stage = detokenizer1.stage(replace(FIRST, vector_weight=0.5), work)
+    parts = stage.step(stage.module, np.arange(2)).parts
+    assert parts["vector"] > 0.1
+    without = detokenizer1.stage(FIRST, work)
+    assert "vector" not in without.step(without.module, np.arange(2)).parts
 
 
 def test_what_is_dropped_says_nothing() -> None:

@@ -51,10 +51,12 @@ class DecoderTraining(nn.Module):
         untold: float,
         unseen: float = 0.0,
         blurred: float = 0.0,
+        vector_weight: float = 0.0,
         examples_ISC: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.detokenizer = detokenizer
+        self.vector_weight = vector_weight
         self.untold, self.unseen, self.blurred = untold, unseen, blurred
         examples_ISC = torch.zeros(1, 1, 1) if examples_ISC is None else examples_ISC
         self.register_buffer("mean_SC", examples_ISC.mean(0), persistent=False)
@@ -71,9 +73,16 @@ class DecoderTraining(nn.Module):
         noise_ISC = BLUR_NOISE * (1 - keep_I11) * self.std_SC * torch.randn_like(x_ISC)
         return self.mean_SC + keep_I11 * (x_ISC - self.mean_SC) + noise_ISC
 
-    def losses(self, latents_Ichw: Tensor, x_ISC: Tensor, source_Ichw: Tensor | None = None) -> Losses:
-        """Velocity error and the draft's error. Some images are told nothing, some do not see their source, each by
-        chance, so that guidance has something to lead away from; some features are blurred."""
+    def losses(
+        self,
+        latents_Ichw: Tensor,
+        x_ISC: Tensor,
+        source_Ichw: Tensor | None = None,
+        embedding_ID: Tensor | None = None,
+    ) -> Losses:
+        """Velocity error, the draft's error, and where image embeddings are given how far the adapter's vector is from them.
+        Some images are told nothing, some do not see their source, each by chance, so that guidance has something to lead
+        away from; some features are blurred."""
         model = self.detokenizer
         x_ISC = self.blur(x_ISC)
         channels = latents_Ichw.shape[1]
@@ -86,7 +95,11 @@ class DecoderTraining(nn.Module):
         extra[:, :channels] *= told
         tokens, vector = condition.tokens_ISC * told[:, :, 0], condition.vector_ID * told[:, :, 0, 0]
         flow = flow_loss(model.denoiser, latents_Ichw, Condition(tokens, vector, extra), shift=model.config.shift)
-        return Losses(flow + drafted, {"flow": flow, "draft": drafted})
+        total, parts = flow + drafted, {"flow": flow, "draft": drafted}
+        if embedding_ID is not None and self.vector_weight:
+            parts["vector"] = F.mse_loss(model.adapter(x_ISC)[1].float(), embedding_ID)
+            total = total + self.vector_weight * parts["vector"]
+        return Losses(total, parts)
 
 
 def kept(like: Tensor, dropped: float) -> Tensor:

@@ -45,6 +45,8 @@ class EditBank:
     """Where they may differ."""
     kinds: list[str]
     """Of each, its kind."""
+    made_of: str
+    """What it was made of, by which what is derived from it is known."""
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -60,19 +62,26 @@ def load_edit_bank(work: Path, split: str, config: EditBankConfig) -> EditBank:
     that `rebus data lines` makes beside these, no edit turns to lines or back."""
     count = getattr(config, split)
     images, masks, about = (work / "edits" / f"{split}.{ending}" for ending in ("npy", "masks.npy", "json"))
-    if not about.exists():
+    folder = work / "emoji"
+    made_of = {"count": count, "mix": dict(config.mix), "lines": (folder / FILE).exists()}
+    held = json.loads(about.read_text()) if about.exists() else {}
+    if held.get("made_of") != made_of:  # another number, other kinds, or line drawings that came later
         images.parent.mkdir(parents=True, exist_ok=True)
-        folder = work / "emoji"
-        lines = load_line_art(folder / FILE) if (folder / FILE).exists() else None
+        about.unlink(missing_ok=True)
+        lines = load_line_art(folder / FILE) if made_of["lines"] else None
         edits = Edits(load_pictures(folder), split, seed=0, mix=config.mix, lines=lines)
         made = [edits[i] for i in range(count)]
         write_array(images, np.stack([np.stack([np.asarray(e.source), np.asarray(e.target)]) for e in made]))
         write_array(masks, np.stack([e.mask_hw for e in made]))
         part = about.with_suffix(".part")
-        part.write_text(json.dumps({"kinds": [e.kind for e in made], "instructions": [e.instruction for e in made]}))
+        held = {
+            "kinds": [e.kind for e in made],
+            "instructions": [e.instruction for e in made],
+            "made_of": made_of,
+        }
+        part.write_text(json.dumps(held))
         part.replace(about)
-    kinds = json.loads(about.read_text())["kinds"]
-    return EditBank(np.load(images, mmap_mode="r"), np.load(masks, mmap_mode="r"), kinds)
+    return EditBank(np.load(images, mmap_mode="r"), np.load(masks, mmap_mode="r"), held["kinds"], json.dumps(made_of))
 
 
 class Seen:
@@ -111,5 +120,6 @@ class Seen:
             return self.data.codec.encode(bank.pixels(i, 1 if name == "target" else 0))
 
         file = self.data.work / "cache" / f"seed_x_edits_{name}_{self.strip}.{split}.npy"
-        of = self.data.vision_print if name == "features" else fingerprint(self.data.codec)
+        maker = self.data.vision_print if name == "features" else fingerprint(self.data.codec)
+        of = fingerprint(maker, bank.made_of)
         return cached(file, lambda: in_batches(run, len(bank)), of=of)

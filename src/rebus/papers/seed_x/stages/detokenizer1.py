@@ -49,6 +49,9 @@ class Config:
     blurred: float = 0.0
     """Mini only: share of pictures whose features are drawn towards the mean and made noisy, as those that a language model
     regresses are; the decoder then learns to do with them."""
+    vector_weight: float = 0.0
+    """Mini only: weight of the squared distance of the adapter's vector from the image embedding, which the base denoiser was
+    told in its place. Through the velocity alone it would be found slowly."""
     batch: int = 256
     """Pictures of one step."""
     lr: float = 1e-4
@@ -66,6 +69,7 @@ CONFIGS = {
     "mini": Config(
         detokenizer=FIRST_STAGE,
         blurred=0.4,
+        vector_weight=0.5,
         batch=48,
         lr=5e-4,
         optim=Optim(steps=900, warmup=50, weight_decay=0.01, ema=0.998, min_lr_ratio=0.05),
@@ -122,7 +126,8 @@ def on_bank(config: Config, sizes: SeedXDetokenizerConfig, work: Path) -> Stage:
         yield "val/features_draft_psnr", psnr(model.codec.decode(model.draft(x_ISC)), pixels)
 
     def step(module: DecoderTraining, i: np.ndarray) -> Losses:
-        return module.losses(*seen.pure("train", i))
+        (embedding_ID,) = seen.data.rows("train", i, "embeddings") if config.vector_weight else (None,)
+        return module.losses(*seen.pure("train", i), embedding_ID=embedding_ID)
 
     learn = ["detokenizer.adapter.*", "detokenizer.draft.*"]
     learn += [f"detokenizer.denoiser.*.{name}.*" for name in KEYS_AND_VALUES]
@@ -132,6 +137,7 @@ def on_bank(config: Config, sizes: SeedXDetokenizerConfig, work: Path) -> Stage:
             model,
             untold=config.untold,
             blurred=config.blurred,
+            vector_weight=config.vector_weight,
             examples_ISC=seen.pure("train", np.arange(min(4096, len(seen.data.bank("train")))))[1],
         ),
         step=step,

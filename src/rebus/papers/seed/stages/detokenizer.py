@@ -57,7 +57,7 @@ class Config:
     """Noise levels 0..levels−1 are drawn for the image embedding. (States have none.)"""
     batch: int = 48
     """Pictures of one step."""
-    steps: int = 1400
+    steps: int = 4200
     """Optimiser steps."""
     lr: float = 4e-4
     """Peak learning rate."""

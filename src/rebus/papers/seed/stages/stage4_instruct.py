@@ -96,7 +96,7 @@ CONFIGS = {
         base_dtype="bf16",
         lr=8e-4,
         row_lr=1e-3,
-        optim=Optim(steps=800, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=1850, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 

@@ -10,14 +10,7 @@ work=${1:-state}
 train() {
   "$rebus" train "$1" --config mini --work "$work" --out "$work/$1" "${@:2}"
 }
-# two runs side by side, each on half of the processor: two that both use all of it wait for one another
-side_by_side() {
-  export OMP_NUM_THREADS=$(($(nproc) > 1 ? $(nproc) / 2 : 1))
-  "$1" &
-  "$2"
-  wait $!
-  unset OMP_NUM_THREADS
-}
+source runs/side_by_side.sh
 
 "$rebus" data emoji -o "$work/emoji"
 
@@ -34,7 +27,7 @@ train lavit.stage1a_selector --eval-every 250
 train lavit.stage1b_codebook --eval-every 250
 
 # the language model, beside it the image decoder
-language() { train lavit.stage2_language; train lavit.stage4_instruct; }
+language() { train lavit.stage2_language && train lavit.stage4_instruct; }
 pixels() { train lavit.stage3_pixels; }
 side_by_side language pixels
 

@@ -15,14 +15,7 @@ weights=weights/seed_x-mini
 train() {
   "$rebus" train "$1" --config mini --work "$work" --out "$work/$1" "${@:2}"
 }
-# two runs side by side, each on half of the processor: two that both use all of it wait for one another
-side_by_side() {
-  export OMP_NUM_THREADS=$(($(nproc) > 1 ? $(nproc) / 2 : 1))
-  "$1" &
-  "$2"
-  wait $!
-  unset OMP_NUM_THREADS
-}
+source runs/side_by_side.sh
 
 "$rebus" data emoji -o "$work/emoji"
 "$rebus" data lines -o "$work/emoji"
@@ -38,7 +31,7 @@ done
 
 # the image decoder, from features alone, then seeing the picture that is to be changed; beside it the language model, which
 # reads views, points with boxes, and regresses features
-decoder() { train seed_x.detokenizer1; train seed_x.detokenizer2; }
+decoder() { train seed_x.detokenizer1 && train seed_x.detokenizer2; }
 language() { train seed_x.pretrain --eval-every 600; }
 side_by_side language decoder
 

@@ -25,12 +25,12 @@ from rebus.papers.lavit.variants import HALF, TINY, LavitConfig
 
 PICTURES = Path(__file__).parent / "data" / "pictures"
 COUNT = {"train": 12, "val": 6}
-MERGER = MergerConfig(width=192, depth=1, heads=4, mlp_hidden=64, softmax="masked")
+MERGER = MergerConfig(width=192, depth=1, heads=4, mlp_hidden=64, grid=8, softmax="masked")
 TOKENIZER = LavitTokenizerConfig(
     vision=MINI_VIT, merger=MERGER, codebook_size=32, code_width=8, selection="threshold", mean=HALF, std=HALF
 )
 DECODER = DecoderConfig(patches=64, code_width=8, width=192, depth=1, heads=4, mlp_hidden=64)
-DRAFT = GridDraftConfig(widths=(16, 16))
+DRAFT = GridDraftConfig(widths=(16, 16), linear=True)
 RECONSTRUCTION = ReconstructionConfig(
     tokenizer=TOKENIZER, decoder=DECODER, share_of="batch", gradient="decoder", draft=DRAFT, draft_weight=0.5
 )

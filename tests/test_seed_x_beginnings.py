@@ -61,7 +61,9 @@ def test_what_is_found_points_to_captions_and_what_is_drawn_is_the_mean(folder: 
     found = slots.mean(1) - slots.mean((0, 1))
     assert torch.cosine_similarity(found, wanted).mean() > 0.5
     torch.testing.assert_close(out_of.proj.bias, x.mean((0, 1)))
-    before = pretrain.stage(replace(PRETRAIN, way_in="random"), work).module.lm.output_projector.resampler.proj.bias
+    before = pretrain.stage(
+        replace(PRETRAIN, projector_start="random"), work
+    ).module.lm.output_projector.resampler.proj.bias
     assert not before.any()
 
 

@@ -92,6 +92,11 @@ def eval_system(
     }.items():
         if value < 1:
             raise RebusError(f"--{name} is a number of things to count, but it is {value}. Give at least 1.")
+    if best_of > 1 and temperature == 0:
+        raise RebusError(
+            f"The best of {best_of} drawings was asked for, but with temperature 0 they are all the same. Raise the "
+            "temperature, or leave --best-of at 1."
+        )
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     config = dataclasses.replace(
         _DEFAULTS,

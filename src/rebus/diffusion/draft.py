@@ -68,11 +68,7 @@ class DraftDecoder(nn.Module):
     @torch.no_grad()
     def fit_linear(self, vector_TC: Tensor, latent_Tchw: Tensor, *, ridge: float = 1e-3) -> None:
         """Sets the linear reading by least squares over examples. Raises ValueError where there is none."""
-        if self.linear is None:
-            raise ValueError("This draft has no linear reading. Build it with `linear=True`.")
-        weight, bias = least_squares(vector_TC, latent_Tchw.flatten(1), ridge)
-        self.linear.weight.copy_(weight)
-        self.linear.bias.copy_(bias)
+        _fit(self.linear, vector_TC, latent_Tchw.flatten(1), ridge)
 
     def forward(self, vector_IC: Tensor) -> Tensor:
         """The coarse latent of each vector."""
@@ -85,6 +81,14 @@ class DraftDecoder(nn.Module):
         for stage in self.up:
             x = stage(x)
         return self.head(self.out(x))
+
+
+def _fit(linear: nn.Linear | None, x_TC: Tensor, y_TL: Tensor, ridge: float) -> None:
+    if linear is None:
+        raise ValueError("This draft has no linear reading. Build it with `linear=True`.")
+    weight_LC, bias_L = least_squares(x_TC, y_TL, ridge)
+    linear.weight.copy_(weight_LC)
+    linear.bias.copy_(bias_L)
 
 
 def least_squares(x_TC: Tensor, y_TL: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -140,12 +144,8 @@ class GridDraft(nn.Module):
     @torch.no_grad()
     def fit_linear(self, x_INC: Tensor, latent_Ichw: Tensor, *, ridge: float = 1e-3) -> None:
         """Sets the linear reading by least squares over examples. Raises ValueError where there is none."""
-        if self.linear is None:
-            raise ValueError("This draft has no linear reading. Build it with `linear=True`.")
         patches = rearrange(latent_Ichw, "i c (h a) (w b) -> (i h w) (c a b)", a=self.times, b=self.times)
-        weight, bias = least_squares(x_INC.flatten(0, 1), patches, ridge)
-        self.linear.weight.copy_(weight)
-        self.linear.bias.copy_(bias)
+        _fit(self.linear, x_INC.flatten(0, 1), patches, ridge)
 
     def forward(self, x_INC: Tensor) -> Tensor:
         """The coarse latent of each grid of features."""

@@ -72,7 +72,19 @@ def as_json(results: Results) -> dict[str, Any]:
 def as_markdown(results: Results) -> str:
     """The recipe, the table of figures with what each counts, what was left out, and a few samples of each task."""
     recipe = results.recipe
-    kept = ("commit", "command", "split", "n", "seeds", "choice", "temperature", "steps", "device")
+    kept = (
+        "commit",
+        "command",
+        "split",
+        "n",
+        "seeds",
+        "choice",
+        "temperature",
+        "guidance",
+        "best_of",
+        "steps",
+        "device",
+    )
     lines = [f"# {recipe.get('system') or 'system'} on split `{recipe.get('split')}`", ""]
     lines += [f"- {name}: {_plain(recipe[name])}" for name in kept if recipe.get(name) not in (None, "")]
     for part, facts in recipe.get("weights", {}).items():

@@ -41,6 +41,6 @@ class LavitInputProjector(nn.Module):
         return self.proj(self.merger.kept(x_INC, keep_IN))
 
     def dummy(self) -> list[Features | Patches]:
-        """Two patches of nothing, of which one is kept."""
-        x_2C = self.proj.weight.new_zeros(2, self.merger.config.width)
-        return [Patches(x_2C, torch.tensor([True, False], device=x_2C.device), "")]
+        """Two patches of nothing, or as many as the merger has places for, of which one is kept."""
+        x_NC = self.proj.weight.new_zeros(max(2, self.merger.config.grid**2), self.merger.config.width)
+        return [Patches(x_NC, torch.arange(len(x_NC), device=x_NC.device) == 0, "")]

@@ -107,6 +107,10 @@ class Seen:
         )
         return self.data.rows(split, i, "latents")[0], take(pooled, i)
 
+    def examples(self, most: int = 4096) -> Tensor:
+        """Features of the first trained pictures, [I, S, C]."""
+        return self.pure("train", np.arange(min(most, len(self.data.bank("train")))))[1]
+
     def edited(self, split: str, i: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Latents and features of targets, and latents of sources."""
         return tuple(take(self._edited(name, split), i) for name in ("target", "features", "source"))  # type: ignore[return-value]

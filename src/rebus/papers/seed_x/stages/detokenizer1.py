@@ -47,7 +47,7 @@ class Config:
     untold: float = 0.1
     """Share of pictures that are told nothing, for classifier-free guidance."""
     blurred: float = 0.0
-    """Mini only: share of pictures whose features are drawn towards the mean and made noisy, as those that a language model
+    """Mini only (conditioning augmentation): share of pictures whose features are drawn towards the mean and made noisy, as those that a language model
     regresses are; the decoder then learns to do with them."""
     vector_weight: float = 0.0
     """Mini only: weight of the squared distance of the adapter's vector from the image embedding, which the base denoiser was
@@ -138,7 +138,7 @@ def on_bank(config: Config, sizes: SeedXDetokenizerConfig, work: Path) -> Stage:
             untold=config.untold,
             blurred=config.blurred,
             vector_weight=config.vector_weight,
-            examples_ISC=seen.pure("train", np.arange(min(4096, len(seen.data.bank("train")))))[1],
+            examples_ISC=seen.examples(),
         ),
         step=step,
         trainable=[Trainable(pattern, config.lr) for pattern in learn],

@@ -56,7 +56,7 @@ class Config:
     unseen: float = 0.1
     """Share of edits that do not see their source, for guidance towards it."""
     blurred: float = 0.0
-    """Mini only: share of pictures whose features are drawn towards the mean and made noisy, as those that a language model
+    """Mini only (conditioning augmentation): share of pictures whose features are drawn towards the mean and made noisy, as those that a language model
     regresses are; the decoder then learns to do with them."""
     batch: int = 256
     """Pictures of one step."""
@@ -166,7 +166,7 @@ def on_bank(config: Config, first: SeedXDetokenizerConfig, work: Path) -> Stage:
             untold=config.untold,
             unseen=config.unseen,
             blurred=config.blurred,
-            examples_ISC=seen.pure("train", np.arange(min(4096, len(seen.data.bank("train")))))[1],
+            examples_ISC=seen.examples(),
         ),
         step=step,
         trainable=[Trainable(f"detokenizer.{part}.*", config.lr) for part in ("adapter", "draft", "denoiser")],

@@ -59,7 +59,7 @@ class Config:
 
     system: SeedXConfig = LEARNING_17B
     """The system whose language model is trained."""
-    way_in: Literal["random", "captions"] = "random"
+    projector_start: Literal["random", "captions"] = "random"
     """Embedded data only: how the projectors begin: as noise (the paper), or so that each query looks at its own place, what it
     finds points to the words of captions, and what is drawn begins as the mean of all pictures."""
     moved: float = 0.0
@@ -128,7 +128,7 @@ CONFIGS = {
         pack=128,
         one_view=0.7,
         moved=0.6,
-        way_in="captions",
+        projector_start="captions",
         remember=4096,
         base_dtype="bf16",
         lr=1e-3,
@@ -152,7 +152,7 @@ def stage(
     else:
         tokenizer.vision.trunk.load_state_dict(Frozen(work).vision.vit.state_dict())
     module = fresh(config, tokenizer, base, generator)
-    if data is None and config.way_in == "captions":
+    if data is None and config.projector_start == "captions":
         begin_projectors(module, Frozen(work), generator)
     evals: list[Evaluation] = []
     gates: list[Gate] = []

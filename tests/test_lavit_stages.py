@@ -20,6 +20,7 @@ from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig
 from rebus.grammar import Allow
 from rebus.mini.frozen import Frozen
+from rebus.mini.named import load_named
 from rebus.mini.pack import pack as pack_shared
 from rebus.packages import embedded
 from rebus.papers.lavit import pack as packing
@@ -46,7 +47,9 @@ SHORT = Optim(steps=2, precision="fp32")
 FIRST = stage1a_selector.Config(loss=RECONSTRUCTION, drawn=0.5, batch=4, lr=1e-3, optim=SHORT)
 SECOND = stage1b_codebook.Config(loss=RECONSTRUCTION, batch=4, lr=1e-3, revive_every=2, optim=SHORT)
 LANGUAGE = {"system": SYSTEM, "selection": "threshold", "batch": 2, "lr": 1e-2, "row_lr": 1e-2, "optim": SHORT}
-THIRD = stage2_language.Config(**LANGUAGE, row_start="captions", mix={"caption": 0.5, "draw": 0.5}, seed=1)
+THIRD = stage2_language.Config(
+    **LANGUAGE, row_start="captions", projector_start="names", mix={"caption": 0.5, "draw": 0.5}, seed=1
+)
 PIXELS = stage3_pixels.Config(
     tokenizer=TOKENIZER,
     detokenizer=SYSTEM.detokenizer,
@@ -213,8 +216,14 @@ def targets(module: LanguageTraining, document: Document) -> tuple[int, int]:
 def test_the_codes_of_an_image_that_is_read_are_learned_where_the_switch_says(work: Path) -> None:
     image = Image(PIL.Image.linear_gradient("L").convert("RGB"))
     pair = Document((user(image), assistant("a ramp")))
-    on = language(stage2_language.stage(replace(THIRD, system=WIDE, row_start="random"), work))
-    off = language(stage2_language.stage(replace(THIRD, visual_loss_in_image_text=False, row_start="random"), work))
+    on = language(
+        stage2_language.stage(replace(THIRD, system=WIDE, row_start="random", projector_start="random"), work)
+    )
+    off = language(
+        stage2_language.stage(
+            replace(THIRD, visual_loss_in_image_text=False, row_start="random", projector_start="random"), work
+        )
+    )
     (inside, rest), (none, others) = targets(on, pair), targets(off, pair)
     (words,) = on.sequences([pair])
     (start, stop), first = words.input_spans[0], on.grammar.config.first_code
@@ -223,17 +232,24 @@ def test_the_codes_of_an_image_that_is_read_are_learned_where_the_switch_says(wo
     assert [word - first for word in words.ids[start:stop]] == encoded.generated.ids_N.tolist()
 
 
-def test_the_projector_begins_from_captions_where_rows_do(work: Path) -> None:
-    started = language(stage2_language.stage(THIRD, work))
+@pytest.mark.parametrize("start", ["captions", "names"])
+def test_the_projector_begins_among_the_words(start: str, work: Path) -> None:
+    started = language(stage2_language.stage(replace(THIRD, projector_start=start), work))
     projector = started.lm.input_projector
     assert isinstance(projector, LavitInputProjector)
-    noise = language(stage2_language.stage(replace(THIRD, row_start="random"), work)).lm.input_projector
+    noise = language(
+        stage2_language.stage(replace(THIRD, row_start="random", projector_start="random"), work)
+    ).lm.input_projector
     for name, x in projector.merger.state_dict().items():
         torch.testing.assert_close(x, started.tokenizer.merger.state_dict()[name], atol=0, rtol=0)
     table = started.lm.llm.base.get_input_embeddings().weight.float()
     data = Frozen(work)
-    x_INC = data.rows("train", data.singles("train", 12), "tokens")[0][:, 1:]
     with torch.no_grad():
+        if start == "names":
+            held = load_named(work, "train")
+            x_INC = data.vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
+        else:
+            x_INC = data.rows("train", data.singles("train", 12), "tokens")[0][:, 1:]
         read_TD = projector.proj(projector.merger.kept(x_INC, started.tokenizer.keep(x_INC)))
     spread = (table - table.mean(0)).square().sum(1).mean()
     torch.testing.assert_close((read_TD - table.mean(0)).square().sum(1).mean(), spread)  # as ordinary words lie
@@ -241,7 +257,9 @@ def test_the_projector_begins_from_captions_where_rows_do(work: Path) -> None:
 
 
 def test_patches_may_be_drawn_anew_each_time(work: Path) -> None:
-    stage = stage2_language.stage(replace(THIRD, selection="sample", row_start="random"), work)
+    stage = stage2_language.stage(
+        replace(THIRD, selection="sample", row_start="random", projector_start="random"), work
+    )
     module, pictures = language(stage), load_pictures(work / "emoji")
     documents = [EmojiDocuments(pictures, split="train", seed=0, mix={"caption": 1.0})[n] for n in range(2)]
     state = module.generator.get_state()
@@ -252,7 +270,7 @@ def test_patches_may_be_drawn_anew_each_time(work: Path) -> None:
 
 
 def test_a_long_document_is_cut_before_an_image_that_does_not_fit(work: Path) -> None:
-    module = language(stage2_language.stage(replace(THIRD, row_start="random"), work))
+    module = language(stage2_language.stage(replace(THIRD, row_start="random", projector_start="random"), work))
     image = Image(PIL.Image.linear_gradient("L").convert("RGB"))
     (words,) = module.sequences([Document((user(image, "one", image), assistant("two")))])
     (first, second) = words.input_spans

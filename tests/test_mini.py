@@ -20,6 +20,7 @@ from rebus.mini.llm import _half_split
 from rebus.mini.replay import WithReplies, base_replies, prompts, whole
 from rebus.mini.vision import CONFIGS, MiniVision, PrincipalComponents
 from rebus.nn.caption_rows import linear_from_captions, rows_from_captions, words_at
+from rebus.nn.name_rows import NameFit, linear_from_names, names_at, rows_from_names
 from rebus.nn.text_tokenizer import ByteTokenizer
 
 
@@ -157,6 +158,57 @@ def test_a_way_in_begins_as_the_words_of_the_pictures() -> None:
     words -= words.mean(0)
     means = torch.stack([part.mean(0) for part in made.split(lengths)]) - centre
     assert torch.cosine_similarity(means, words).min() > 0.99
+
+
+def named_pictures(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes of pictures of four things, four places of four codes each; half of the places say what thing it is, and how,
+    a codebook in which entries that say the same look alike; the things."""
+    name_I = torch.arange(200) % 4
+    ids_IN = torch.randint(4, (200, 4), generator=generator)
+    ids_IN[:, :2] = torch.stack([name_I, (name_I + 1) % 4], dim=1)
+    thing_4C, noise_4C = torch.randn(4, 12, generator=generator), torch.randn(8, 12, generator=generator)
+    book_KC = torch.cat([thing_4C, thing_4C.roll(1, 0), noise_4C])
+    return ids_IN + torch.arange(4) * 4, name_I, book_KC
+
+
+def test_rows_of_codes_begin_as_the_names_of_their_pictures() -> None:
+    text, generator = ByteTokenizer(), torch.Generator().manual_seed(0)
+    table, names = torch.randn(text.words, 16, generator=generator), ["aa", "bc", "zz", "qx"]
+    ids, which, book = named_pictures(generator)
+    fit = NameFit(steps=200, batch=64)
+    made = rows_from_names(table, text, book, ids, which, names, fit=fit, generator=generator)
+    again = rows_from_names(table, text, book, ids, which, names, fit=fit, generator=torch.Generator().manual_seed(1))
+    centre, spread = words_at(table)
+    torch.testing.assert_close((made - centre).square().sum(1).mean().sqrt(), spread)
+    words = names_at(table, text, names)
+    for rows in (made, again):
+        summed = torch.nn.functional.normalize((rows - centre)[ids].sum(1), dim=-1)
+        assert torch.equal((summed @ words.T).argmax(1), which)
+        # the same entry has the same row wherever it stands: the layer is shared
+        torch.testing.assert_close(rows[:4], rows[4:8].roll(-1, 0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_way_in_begins_as_the_names_of_pictures_it_has_not_seen() -> None:
+    text, generator = ByteTokenizer(), torch.Generator().manual_seed(0)
+    table, names = torch.randn(text.words, 16, generator=generator), ["aa", "bc", "zz", "qx"]
+    thing, which = torch.randn(4, 12, generator=generator), torch.arange(300) % 4
+    real = torch.rand(300, 6, generator=generator) < 0.7
+    real[:, 0] = True
+    tokens = (thing[which, None] + torch.randn(300, 6, 12, generator=generator)) * torch.logspace(-2, 2, 12) + 3
+    tokens[~real] = torch.nan
+    tokens = tokens.nan_to_num(1e4)  # what is not there must not count
+    seen, fit = slice(0, 200), NameFit(steps=200, batch=64)
+    weight, bias = linear_from_names(
+        table, text, tokens[seen], real[seen], which[seen], names, fit=fit, generator=generator
+    )
+    made = torch.nn.functional.linear(tokens, weight, bias)
+    centre, spread = words_at(table)
+    flat = made[seen][real[seen]]
+    torch.testing.assert_close(flat.mean(0), centre, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close((flat - centre).square().sum(1).mean().sqrt(), spread)
+    mean = torch.stack([x[there].mean(0) for x, there in zip(made, real, strict=True)]) - centre
+    named = (torch.nn.functional.normalize(mean, dim=-1) @ names_at(table, text, names).T).argmax(1)
+    assert (named == which)[200:].float().mean() > 0.9
 
 
 def test_plain_replies_are_mixed_in_by_position_and_none_is_asked_in_the_evaluation(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def pictures(monkeypatch: pytest.MonkeyPatch) -> Named:
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         torch.arange(8) % 3,
         torch.randn(3, 384, generator=generator),
+        ["one", "two", "three"],
     )
     bank = Bank(images, [f"a thing {k % 3}" for k in range(8)], ["single"] * 8)
     monkeypatch.setattr(vision, "load_named", lambda work, split: held)

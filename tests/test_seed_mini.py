@@ -25,7 +25,7 @@ from rebus.papers.seed.space import SentenceSpace
 from rebus.papers.seed.spelling import mini
 from rebus.papers.seed.stages import detokenizer, stage1_qformer, stage2_codebook, stage3_pretrain, stage4_instruct
 from rebus.papers.seed.tokenizer import SeedTokenizer
-from rebus.papers.seed.variants import MINI, NEXT_TOKENIZER, TINY
+from rebus.papers.seed.variants import MINI, MINI_TOKENIZER, TINY
 from rebus.sampling import Sampling
 from rebus.system import load
 from rebus.train import Optim, Stage, fit
@@ -33,7 +33,7 @@ from rebus.visual import ImageSampling
 
 SHORT = Optim(steps=1, precision="fp32")
 TOKENIZER = replace(
-    NEXT_TOKENIZER,
+    MINI_TOKENIZER,
     qformer=QFormerConfig(queries=4, width=32, depth=2, heads=2, mlp_hidden=64, source_width=192, dropout=0.0),
     codebook_size=16,
     decoder_depth=1,

@@ -28,6 +28,8 @@ class Named:
     """The name of each, a row of `vectors_QT`."""
     vectors_QT: Tensor
     """Sentence vectors of all trained names."""
+    names: list[str]
+    """The trained names."""
 
     def __len__(self) -> int:
         return len(self.images_N3HW)
@@ -53,4 +55,5 @@ def load_named(work: Path, split: str) -> Named:
         torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous(),
         torch.tensor([number[pictures.concept[row]] for row in rows], dtype=torch.int64),
         torch.from_numpy(np.array(vectors_QT)).float(),
+        texts,
     )

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rebus.mini.bank import cached, in_batches
 from rebus.mini.frozen import Frozen, fingerprint, take
+from rebus.mini.moving import moved
+from rebus.mini.named import load_named
 from rebus.mini.vision import MiniVision
 from rebus.papers.seed.tokenizer import SeedTokenizer
 
@@ -55,6 +58,25 @@ def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray
     return data.derive(
         "seed_codes", split, run, of=fingerprint(tokenizer.quantizer, tokenizer.to_code, _reader(data, tokenizer))
     )
+
+
+def named_codes(data: Frozen, tokenizer: SeedTokenizer, *, copies: int = 3) -> tuple[Tensor, Tensor, list[str]]:
+    """Codes [I, N] of training's pictures of one thing, as they are and then moved, `copies` times in all; the name of each,
+    a place in the list of names. Computed once."""
+    named = load_named(data.work, "train")
+    generator = torch.Generator().manual_seed(0)
+
+    def run(i: np.ndarray) -> Tensor:
+        pixels_I3HW = named.pixels(torch.from_numpy(i % len(named)))
+        again_I = torch.from_numpy(i >= len(named))
+        if again_I.any():
+            pixels_I3HW[again_I] = moved(pixels_I3HW[again_I], generator)
+        return tokenizer.ids(pixels_I3HW)
+
+    parts = (tokenizer.quantizer, tokenizer.to_code, _reader(data, tokenizer), f"{copies} of {len(named)}")
+    file = data.work / "cache" / "seed_named.npy"
+    ids = cached(file, lambda: in_batches(run, copies * len(named)), of=fingerprint(*parts))
+    return torch.from_numpy(np.array(ids)), named.name_N.repeat(copies), named.names
 
 
 def _reader(data: Frozen, tokenizer: SeedTokenizer) -> str:

@@ -67,15 +67,15 @@ MINI_TOKENIZER = replace(
     code_width=512,
     start_per_patch=VisionConfig.per_patch,
     start_width=VisionConfig.components,
+    start_contrast=VisionConfig.contrast,
+    contrast_width=256,
     commitment=0.1,
     loss_order="standard",
 )
-"""The mini's: codes add up to the image embedding, whose principal components are read linearly; the Q-Former adds
-to them and says the rest."""
-NEXT_TOKENIZER = replace(MINI_TOKENIZER, start_contrast=VisionConfig.contrast, contrast_width=256)
-"""The tokenizer of `weights/next`: codes start from the whole image embedding, and stage 1's space is kept for retrieval. (Where
-the Q-Former had to find the contrastive part itself, the nearest trained picture by what codes gave back had the right name
-for 26 % of 144 pictures; so for 35 %. Their own embedding finds it for 47 %.)"""
+"""The mini's: codes add up to the image embedding and start from all of it; the Q-Former adds to them and says the rest.
+Stage 1's space is kept for retrieval. (Where the Q-Former had to find the contrastive part of the embedding itself, the
+nearest trained picture by what codes gave back had the right name for 26 % of 144 pictures; so for 35 %. Their own
+embedding finds it for 47 %.)"""
 
 MINI = SeedConfig(
     tokenizer=MINI_TOKENIZER,

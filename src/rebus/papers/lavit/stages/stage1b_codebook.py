@@ -84,7 +84,7 @@ CONFIGS = {
         noise=0.0,
         batch=96,
         lr=8e-4,
-        optim=Optim(steps=1500, warmup=40, min_lr_ratio=0.02, betas=(0.9, 0.99), weight_decay=0.01),
+        optim=Optim(steps=1000, warmup=40, min_lr_ratio=0.02, betas=(0.9, 0.99), weight_decay=0.01),
     ),
 }
 

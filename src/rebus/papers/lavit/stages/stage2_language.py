@@ -17,13 +17,15 @@ Dimension key: I images · N patches · K codes of the codebook · D language-mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rebus.checkpoint import config_from_json, load_system
 from rebus.data.emoji import PRETRAIN as EMBEDDED
@@ -35,7 +37,9 @@ from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind
 from rebus.mini.frozen import Frozen
 from rebus.mini.moving import Moved
+from rebus.mini.named import load_named
 from rebus.nn.caption_rows import linear_from_captions, rows_from_captions
+from rebus.nn.name_rows import linear_from_names
 from rebus.nn.new_rows import Rows
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
 from rebus.papers.lavit.build import read_tokenizer_part
@@ -75,8 +79,10 @@ class Config:
     selection: Selection = "sample"
     """How patches are chosen while training; the successor's code draws them, as in stage 1."""
     row_start: Literal["random", "captions"] = "random"
-    """How the rows of codes and the projector's linear layer begin: as ordinary word vectors do (the authors' public
-    answer) and as noise, or both from the words that describe pictures."""
+    """How the rows of codes begin: as ordinary word vectors do (the authors' public answer), or from the words that describe
+    pictures."""
+    projector_start: Literal["random", "captions", "names"] = "random"
+    """How the projector's linear layer begins: as noise, from the words that describe pictures, or from their names."""
     loss: LossKind = "paper"
     """Which words are learned: `paper` all of them, `reply` what follows the first message."""
     mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
@@ -119,6 +125,7 @@ CONFIGS = {
         visual_loss_in_image_text=False,
         selection="expected",
         row_start="captions",
+        projector_start="names",
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         moved=0.6,
@@ -202,7 +209,8 @@ def stage(
     module = begun(config, bank_tokenizer(config.system.tokenizer, frozen), generator, base)
     if config.row_start == "captions":
         start_rows(module, frozen)
-        start_projector(module, frozen)
+    if config.projector_start != "random":
+        start_projector(module, frozen, named=config.projector_start == "names")
     pictures = load_pictures(work / "emoji")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
     if config.moved:
@@ -247,18 +255,43 @@ def start_rows(module: LanguageTraining, data: Frozen) -> None:
 
 
 @torch.no_grad()
-def start_projector(module: LanguageTraining, data: Frozen, most: int = 8192) -> None:
-    """Sets the projector's linear layer from `most` single pictures of the bank; its merger is as the tokenizer's."""
-    singles, tokenizer, projector = data.singles("train", most), module.tokenizer, module.lm.input_projector
+def start_projector(module: LanguageTraining, data: Frozen, *, named: bool, most: int = 8192) -> None:
+    """Sets the projector's linear layer, from `most` pictures of one thing with their captions, or, where `named`, from all
+    that training names; its merger is as the tokenizer's."""
+    projector, text = module.lm.input_projector, module.grammar.text
     assert isinstance(projector, LavitInputProjector)
-    rows, lengths = [], []
-    for i in np.array_split(singles, -(-len(singles) // 256)):
-        x_INC = data.rows("train", i, "tokens")[0][:, 1:]
-        keep_IN = tokenizer.keep(x_INC)
-        rows.append(projector.merger.kept(x_INC, keep_IN))
-        lengths += keep_IN.sum(1).tolist()
-    captions = [data.bank("train").captions[i] for i in singles]
     table_VD = module.lm.llm.base.get_input_embeddings().weight
-    weight_DC, bias_D = linear_from_captions(table_VD, module.grammar.text, torch.cat(rows), lengths, captions)
-    projector.proj.weight.copy_(weight_DC)
-    projector.proj.bias.copy_(bias_D)
+    if named:
+        held = load_named(data.work, "train")
+        features = (data.vision.vit(held.pixels(torch.from_numpy(i))) for i in parts(np.arange(len(held))))
+        tokens_TC, lengths = read(module, projector, features)
+        x_ITC = pad_sequence(list(tokens_TC.split(lengths)), batch_first=True)
+        real_IT = torch.arange(x_ITC.shape[1]) < torch.tensor(lengths)[:, None]
+        generator = torch.Generator().manual_seed(0)
+        made = linear_from_names(table_VD, text, x_ITC, real_IT, held.name_N, held.names, generator=generator)
+    else:
+        singles = data.singles("train", most)
+        features = (data.rows("train", i, "tokens")[0] for i in parts(singles))
+        tokens_TC, lengths = read(module, projector, features)
+        captions = [data.bank("train").captions[i] for i in singles]
+        made = linear_from_captions(table_VD, text, tokens_TC, lengths, captions)
+    projector.proj.weight.copy_(made[0])
+    projector.proj.bias.copy_(made[1])
+
+
+def parts(i: np.ndarray, size: int = 256) -> list[np.ndarray]:
+    """Indices in parts of about `size`."""
+    return np.array_split(i, -(-len(i) // size))
+
+
+def read(
+    module: LanguageTraining, projector: LavitInputProjector, features: Iterable[Tensor]
+) -> tuple[Tensor, list[int]]:
+    """What the projector's merger makes of pictures, of which batches of features [I, N + 1, C] are given: all kept tokens in
+    order, [T, C], and how many each picture has."""
+    rows, lengths = [], []
+    for x_ISC in features:
+        keep_IN = module.tokenizer.keep(x_ISC[:, 1:])
+        rows.append(projector.merger.kept(x_ISC[:, 1:], keep_IN))
+        lengths += keep_IN.sum(1).tolist()
+    return torch.cat(rows), lengths

@@ -11,7 +11,9 @@ from tests import tiny
 
 from rebus.errors import RebusError
 from rebus.mini.frozen import Frozen
+from rebus.mini.named import load_named
 from rebus.nn.caption_rows import caption_vectors, words_at
+from rebus.nn.name_rows import names_at
 from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.beginnings import look_nearby
@@ -47,7 +49,7 @@ def test_a_query_looks_at_its_own_place(grid: int, side: int) -> None:
 
 def test_what_is_found_points_to_captions_and_what_is_drawn_is_the_mean(folder: Path) -> None:
     work = folder / "work"
-    module = pretrain.stage(PRETRAIN, work).module
+    module = pretrain.stage(replace(PRETRAIN, projector_start="captions"), work).module
     data = Frozen(work)
     x = data.rows("train", data.singles("train", 12), "tokens")[0][:, 1:]
     projector, out_of = module.lm.input_projector, module.lm.output_projector.resampler
@@ -65,6 +67,20 @@ def test_what_is_found_points_to_captions_and_what_is_drawn_is_the_mean(folder: 
         replace(PRETRAIN, projector_start="random"), work
     ).module.lm.output_projector.resampler.proj.bias
     assert not before.any()
+
+
+def test_what_is_found_points_to_names(folder: Path) -> None:
+    work = folder / "work"
+    module = pretrain.stage(replace(PRETRAIN, projector_start="names"), work).module
+    data, held = Frozen(work), load_named(work, "train")
+    with torch.no_grad():
+        slots = module.lm.input_projector.resampler(data.vision.vit(held.pixels(torch.arange(len(held))))[:, 1:])
+    table = module.lm.llm.base.get_input_embeddings().weight
+    centre, spread = words_at(table)
+    torch.testing.assert_close((slots - centre).square().sum(-1).mean().sqrt(), spread)
+    found = torch.nn.functional.normalize(slots.mean(1) - centre, dim=-1)
+    named = (found @ names_at(table, module.grammar.text, held.names).T).argmax(1)
+    assert (named == held.name_N).float().mean() > 0.5
 
 
 def test_norms_learn_at_a_rate_of_their_own(folder: Path) -> None:

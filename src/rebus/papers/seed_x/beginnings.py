@@ -11,16 +11,21 @@ from torch import Tensor
 
 from rebus.diffusion.draft import least_squares
 from rebus.mini.frozen import Frozen
+from rebus.mini.named import load_named
 from rebus.nn.caption_rows import linear_from_captions
+from rebus.nn.name_rows import linear_from_names
 from rebus.nn.resampler import Resampler
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXInputProjector, SeedXOutputProjector
 
 
 @torch.no_grad()
-def begin_projectors(module: LanguageTraining, data: Frozen, generator: torch.Generator, most: int = 2048) -> None:
-    """Sets both projectors from `most` single pictures of the bank. Each query looks at its own place; what it finds, mapped
-    linearly, points to the words of the caption; what is drawn begins as the mean of all pictures."""
+def begin_projectors(
+    module: LanguageTraining, data: Frozen, generator: torch.Generator, *, named: bool, most: int = 2048
+) -> None:
+    """Sets both projectors. Each query looks at its own place; what it finds, mapped linearly, points to the words of the
+    caption of `most` single pictures of the bank, or, where `named`, to the names of all that training names; what is drawn
+    begins as the mean of the single pictures."""
     lm, singles = module.lm, data.singles("train", most)
     assert isinstance(lm.input_projector, SeedXInputProjector) and isinstance(lm.output_projector, SeedXOutputProjector)
     into, out_of = lm.input_projector.resampler, lm.output_projector.resampler
@@ -29,11 +34,20 @@ def begin_projectors(module: LanguageTraining, data: Frozen, generator: torch.Ge
     for identity in (into.value, into.proj):
         identity.weight.copy_(torch.eye(into.config.width))
         identity.bias.zero_()
-    found_IQC = torch.cat([into(part) for part in x_INC.split(256)])
-    captions = [data.bank("train").captions[i] for i in singles]
-    table_VD = lm.llm.base.get_input_embeddings().weight
-    lengths = [into.config.queries] * len(singles)
-    weight_DC, bias_D = linear_from_captions(table_VD, module.grammar.text, found_IQC.flatten(0, 1), lengths, captions)
+    text, table_VD = module.grammar.text, lm.llm.base.get_input_embeddings().weight
+    if named:
+        held = load_named(data.work, "train")
+        parts = torch.arange(len(held)).split(256)
+        found_IQC = torch.cat([into(data.vision.vit(held.pixels(i))[:, 1:]) for i in parts])
+        real_IQ = torch.ones(found_IQC.shape[:2], dtype=torch.bool)
+        weight_DC, bias_D = linear_from_names(
+            table_VD, text, found_IQC, real_IQ, held.name_N, held.names, generator=generator
+        )
+    else:
+        found_IQC = torch.cat([into(part) for part in x_INC.split(256)])
+        captions = [data.bank("train").captions[i] for i in singles]
+        lengths = [into.config.queries] * len(singles)
+        weight_DC, bias_D = linear_from_captions(table_VD, text, found_IQC.flatten(0, 1), lengths, captions)
     into.proj.weight.copy_(weight_DC)
     into.proj.bias.copy_(bias_D)
     # hidden states are not known yet: noise of the size that a norm gives them stands for them

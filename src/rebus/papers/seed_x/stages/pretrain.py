@@ -59,9 +59,10 @@ class Config:
 
     system: SeedXConfig = LEARNING_17B
     """The system whose language model is trained."""
-    projector_start: Literal["random", "captions"] = "random"
+    projector_start: Literal["random", "captions", "names"] = "random"
     """Embedded data only: how the projectors begin: as noise (the paper), or so that each query looks at its own place, what it
-    finds points to the words of captions, and what is drawn begins as the mean of all pictures."""
+    finds points to the words of `captions` or to the `names` of what is shown, and what is drawn begins as the mean of all
+    pictures."""
     moved: float = 0.0
     """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time;
     never of edits, whose target shows what the source does."""
@@ -128,7 +129,7 @@ CONFIGS = {
         pack=128,
         one_view=0.7,
         moved=0.6,
-        projector_start="captions",
+        projector_start="names",
         remember=4096,
         base_dtype="bf16",
         lr=1e-3,
@@ -152,8 +153,8 @@ def stage(
     else:
         tokenizer.vision.trunk.load_state_dict(Frozen(work).vision.vit.state_dict())
     module = fresh(config, tokenizer, base, generator)
-    if data is None and config.projector_start == "captions":
-        begin_projectors(module, Frozen(work), generator)
+    if data is None and config.projector_start != "random":
+        begin_projectors(module, Frozen(work), generator, named=config.projector_start == "names")
     evals: list[Evaluation] = []
     gates: list[Gate] = []
     if data is not None:

@@ -54,6 +54,9 @@ def eval_system(
     temperature: Annotated[float, arg(metavar="NUMBER", help="of words and codes; 0 takes the likeliest")] = (
         _DEFAULTS.temperature
     ),
+    top_p: Annotated[
+        float, arg(metavar="NUMBER", help="draw from the likeliest words and codes that together are this probable")
+    ] = _DEFAULTS.top_p,
     guidance: Annotated[
         float, arg(metavar="NUMBER", help="guidance of the words of images that are drawn; 1 is off")
     ] = _DEFAULTS.guidance,
@@ -106,6 +109,7 @@ def eval_system(
         names=names,
         codebook_n=codebook_n,
         temperature=temperature,
+        top_p=top_p,
         guidance=guidance,
         best_of=best_of,
         steps=steps,

@@ -55,6 +55,9 @@ class EvalConfig:
     """Documents answered side by side."""
     temperature: float = 0.7
     """Of words and codes; 0 takes the likeliest."""
+    top_p: float = 0.5
+    """Words and codes are drawn from the likeliest that together have this probability (as SEED-LLaMA's published scripts
+    do); 1 draws from all."""
     guidance: float = 1.0
     """Classifier-free guidance of an image's words, where a reply is an image; 1 is off."""
     best_of: int = 1
@@ -123,6 +126,7 @@ class Exam:
         sampling = Sampling(
             max_new_tokens=config.max_new_tokens + (0 if modality == "text" else images * self.image_words),
             temperature=config.temperature,
+            top_p=config.top_p,
             guidance=config.guidance if modality == "image" else 1.0,
             best_of=config.best_of if modality == "image" else 1,
             image=ImageSampling(steps=config.steps),

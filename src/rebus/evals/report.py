@@ -80,6 +80,7 @@ def as_markdown(results: Results) -> str:
         "seeds",
         "choice",
         "temperature",
+        "top_p",
         "guidance",
         "best_of",
         "steps",

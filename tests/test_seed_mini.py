@@ -16,7 +16,6 @@ from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.mini.frozen import Frozen
 from rebus.mini.pack import pack as pack_shared
-from rebus.nn.running_sums import SummedWords
 from rebus.papers.seed import pack as packing
 from rebus.papers.seed.bank import bank_codes, code_starts
 from rebus.papers.seed.language import LanguageConfig
@@ -47,9 +46,7 @@ SYSTEM = replace(
     MINI,
     tokenizer=TOKENIZER,
     grammar=mini(262, 16, 4, per_query=True),
-    language=LanguageConfig(
-        base=TINY.language.base, new_words=18, lora_rank=2, lora_alpha=4, summed=SummedWords(262, 16)
-    ),
+    language=LanguageConfig(base=TINY.language.base, new_words=18, lora_rank=2, lora_alpha=4),
     detokenizer=replace(MINI.detokenizer, steps=2),
 )
 TUNED = {"system": SYSTEM, "batch": 2, "base_dtype": "fp32", "optim": SHORT, "lr": 1e-2, "row_lr": 1e-2}

@@ -49,15 +49,12 @@ def rows_from_names(
     names: Sequence[str],
     *,
     fit: NameFit | None = None,
-    summed: bool = False,
     generator: torch.Generator,
 ) -> Tensor:
     """First input rows for the codes, [K, D], from images of which each has one of the `names`.
 
     A name is the mean of its words' rows. A code's row is one linear layer of its entry in the codebook; all rows of an
-    image, summed, point to its name. Rows have the mean and the root-mean-square distance from it that ordinary words have;
-    where they are read as running sums (`summed`; the codes of the first place are the first of the codebook), it is the
-    sums that have them.
+    image, summed, point to its name. Rows have the mean and the root-mean-square distance from it that ordinary words have.
     """
     fit = fit or NameFit()
     book_KC, places = codebook_KC.detach().float(), ids_IN.shape[1]
@@ -67,15 +64,8 @@ def rows_from_names(
         return (book_KC[ids_IN[i]] * kept_IN1).sum(1) / (1 - fit.dropped)
 
     weight_CD, bias_D = _learned(names_at(table_VD, text, names), read, name_I, fit, generator)
-    made_KD = book_KC @ weight_CD
+    made_KD = book_KC @ weight_CD + bias_D / places
     centre_D, spread = words_at(table_VD)
-    if summed:
-        first = len(book_KC) // places
-        made_KD[:first] += bias_D
-        made_KD *= spread / made_KD[ids_IN].sum(1).square().sum(1).mean().sqrt()
-        made_KD[:first] += centre_D
-        return made_KD
-    made_KD += bias_D / places
     return centre_D + made_KD * (spread / made_KD.square().sum(1).mean().sqrt())
 
 

@@ -334,8 +334,7 @@ def start_rows(module: LanguageTraining, work: Path, *, named: bool) -> None:
     input_KD, output_KD = rows_from_captions(table_VD, text, counts_IK, captions)
     if named:
         codes = named_codes(data, module.tokenizer)
-        own, summed = torch.Generator().manual_seed(0), module.lm.llm.summed is not None
-        input_KD = rows_from_names(table_VD, text, book_KC, *codes, summed=summed, generator=own)
+        input_KD = rows_from_names(table_VD, text, book_KC, *codes, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if isinstance(rows.input, CodebookRows):
             rows.input.fit(input_KD)

@@ -114,6 +114,12 @@ def test_the_language_model_is_told_of_places(trained: Trained) -> None:
         assert (lm.places.first, lm.places.places, lm.places.each) == (0, 4, 4)
         weights = lm.word_weights_V[262:278]
         assert weights[0] / weights[15] == pytest.approx(6) and weights.mean() == pytest.approx(1)
+        words = torch.cat([lm.word_weights_V[:262], lm.word_weights_V[278:]])
+        assert (words == (3 if name.endswith("instruct") else 1)).all()
+    same = stage3_pretrain.code_weights(SYSTEM.grammar, 280, 1.0, 2.0)
+    assert same.sum() == 16 + 2 * 264 and (same[262:278] == 1).all()
+    with pytest.raises(RebusError, match=r"must be above 0, but they are 1\.0 and 0\.0"):
+        stage3_pretrain.code_weights(SYSTEM.grammar, 280, 1.0, 0.0)
 
 
 def test_the_system_is_packed_loaded_and_unpacked(

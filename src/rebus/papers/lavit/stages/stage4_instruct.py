@@ -101,7 +101,7 @@ CONFIGS = {
     "mini": Config(
         system=MINI,
         selection="expected",
-        mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
+        mix={"describe": 0.48, "request": 0.3, "question": 0.1, "chat": 0.06, "album": 0.06},
         moved=0.6,
         replies=0.05,
         batch=16,

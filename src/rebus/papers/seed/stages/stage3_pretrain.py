@@ -85,6 +85,9 @@ class Config:
     first_code_weight: float = 1.0
     """How many times as much an image's first code counts in the loss as its last, the others in between and 1 on the
     average; for codes of which the first say the most. (The papers: all alike.)"""
+    word_weight: float = 1.0
+    """How many times as much a word of text counts in the loss as a code on the average: where images are 32 codes and answers
+    ten words, reading is otherwise a small part of what is learned. (The papers: all alike.)"""
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -200,6 +203,7 @@ def training(
     pack: int | None,
     base_dtype: Literal["fp32", "bf16"] = "fp32",
     first_code_weight: float = 1.0,
+    word_weight: float = 1.0,
     code_softmax: Literal["vocabulary", "position"] = "vocabulary",
 ) -> LanguageTraining:
     """The language model, its own parts fresh, with the tokenizer of stages 1 and 2."""
@@ -215,24 +219,31 @@ def training(
     lm, text = build_language(config.language, dtype=torch.bfloat16 if base_dtype == "bf16" else torch.float32)
     share_codebook(lm, tokenizer.quantizer.codebook_KC)
     grammar = SeedGrammar(text, config.grammar, tokenizer.source)
-    if first_code_weight != 1.0:
-        lm.weigh_words(code_weights(grammar.config, grammar.vocabulary, first_code_weight))
+    if (first_code_weight, word_weight) != (1.0, 1.0):
+        lm.weigh_words(code_weights(grammar.config, grammar.vocabulary, first_code_weight, word_weight))
     if code_softmax == "position":
         lm.restrict_codes(code_positions(grammar.config, text.words))
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack)
 
 
-def code_weights(config: SeedGrammarConfig, vocabulary: int, first_code_weight: float) -> Tensor:
+def code_weights(
+    config: SeedGrammarConfig, vocabulary: int, first_code_weight: float, word_weight: float = 1.0
+) -> Tensor:
     """Weights of the words where the first code of an image counts `first_code_weight` times as much as the last; all of a place
-    alike, 1 on the average, as is every other word's. Raises RebusError where a code may stand anywhere."""
-    if first_code_weight <= 0:
+    alike, 1 on the average; `word_weight` is every other word's. Raises RebusError where a code may stand anywhere."""
+    if min(first_code_weight, word_weight) <= 0:
         raise RebusError(
-            f"The first code's weight must be above 0, but it is {first_code_weight}. Use 1 to weigh all alike."
+            "The weights of the first code and of words must be above 0, but they are "
+            f"{first_code_weight} and {word_weight}. Use 1 to weigh all alike."
         )
+    if first_code_weight == 1.0:
+        weights_V = torch.full((vocabulary,), word_weight)
+        weights_V[config.first_code : config.first_code + config.codes] = 1.0
+        return weights_V
     code_positions(config, config.first_code)
     places_N = torch.linspace(1, 0, config.per_image)
     weights_N = first_code_weight**places_N
-    weights_V = torch.ones(vocabulary)
+    weights_V = torch.full((vocabulary,), word_weight)
     each = (weights_N / weights_N.mean()).repeat_interleave(config.codes // config.per_image)
     weights_V[config.first_code : config.first_code + config.codes] = each
     return weights_V
@@ -288,6 +299,7 @@ def stage(
         pack=config.pack,
         base_dtype=config.base_dtype,
         first_code_weight=config.first_code_weight,
+        word_weight=config.word_weight,
         code_softmax=config.code_softmax,
     )
     pictures = load_pictures(work / "emoji")

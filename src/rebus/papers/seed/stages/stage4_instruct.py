@@ -62,6 +62,8 @@ class Config:
     first_code_weight: float = 1.0
     """How many times as much an image's first code counts in the loss as its last, the others in between and 1 on the
     average; for codes of which the first say the most. (The papers: all alike.)"""
+    word_weight: float = 1.0
+    """How many times as much a word of text counts in the loss as a code on the average. (The papers: all alike.)"""
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
     base_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -86,9 +88,10 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         system=MINI,
-        mix={"describe": 0.3, "request": 0.48, "question": 0.08, "chat": 0.08, "album": 0.06},
+        mix={"describe": 0.48, "request": 0.3, "question": 0.1, "chat": 0.06, "album": 0.06},
         replies=0.05,
         first_code_weight=6.0,
+        word_weight=3.0,
         code_softmax="position",
         moved=0.6,
         batch=16,
@@ -96,7 +99,7 @@ CONFIGS = {
         base_dtype="bf16",
         lr=8e-4,
         row_lr=1e-3,
-        optim=Optim(steps=1850, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=2400, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
 
@@ -137,6 +140,7 @@ def stage(
         pack=config.pack,
         base_dtype=config.base_dtype,
         first_code_weight=config.first_code_weight,
+        word_weight=config.word_weight,
         code_softmax=config.code_softmax,
     )
     # before stage 3's weights are read: until then it is the base model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ import torch
 from tests import tiny
 from tokenizers import decoders, models, pre_tokenizers
 
-from rebus.checkpoint import load_system
+from rebus.checkpoint import config_from_json, load_system
 from rebus.errors import RebusError
 from rebus.mini.llm import SPECIAL_BYTES
 from rebus.nn.text_model import quantize_int8
 from rebus.nn.text_tokenizer import FastTokenizer
 from rebus.nn.whole import whole_config, whole_tensors
+from rebus.packages import embedded
+from rebus.papers.seed.variants import VARIANTS, SeedConfig
 from rebus.system import load
+from rebus.system.loading import papers_config
 
 REPORT = {
     "recipe": {"split": "val", "command": "rebus eval seed:tiny"},
@@ -176,3 +180,13 @@ def test_a_folder_is_not_trusted(change, words, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(RebusError, match=words):
         load(tmp_path / "s")
+
+
+def test_embedded_weights_are_read_with_the_config_they_were_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = load_system(embedded("seed-mini"))
+    trained = config_from_json(SeedConfig, saved.config)
+    monkeypatch.setitem(VARIANTS, "mini", replace(trained, tokenizer=replace(trained.tokenizer, codebook_size=64)))
+    assert papers_config("seed:mini")[1] == trained
+    nowhere = replace(trained, weights="never-trained")
+    monkeypatch.setitem(VARIANTS, "mini", nowhere)
+    assert papers_config("seed:mini")[1] == nowhere

@@ -164,7 +164,7 @@ def _config(paper: ModuleType, paper_name: str, variant: str, weights: Path | st
         )
     if weights is None:
         variant = variant or next(iter(variants))
-        return variants[variant], variant
+        return _as_embedded(variants[variant]), variant
     saved = load_system(weights)
     saved_paper, _, saved_variant = saved.name.partition(":")
     if saved_paper != paper_name or (variant and saved_variant != variant):
@@ -174,6 +174,17 @@ def _config(paper: ModuleType, paper_name: str, variant: str, weights: Path | st
             f"Load {saved.name}, or name other weights."
         )
     return config_from_json(type(next(iter(variants.values()))), saved.config), saved_variant
+
+
+def _as_embedded(config: Any) -> Any:
+    """The config that a variant's embedded weights were trained with, where there are such: what the stages would train today may
+    be another."""
+    name = getattr(config, "weights", None)
+    try:
+        saved = load_system(embedded(name)) if name else None
+    except RebusError:
+        return config  # they are not there, as building it will say
+    return config if saved is None else config_from_json(type(config), saved.config)
 
 
 def _ability(paper: ModuleType, paper_name: str, function: str, lacking: str) -> Any:

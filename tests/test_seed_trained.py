@@ -106,7 +106,7 @@ def test_the_first_codes_of_an_image_may_count_more() -> None:
     codes = weights_V[262:274].view(4, 3)
     assert (codes == codes[:, :1]).all() and codes[0, 0] / codes[3, 0] == pytest.approx(8)
     assert codes.mean() == pytest.approx(1) and (weights_V[:262] == 1).all() and (weights_V[274:] == 1).all()
-    with pytest.raises(RebusError, match="above 0, but it is 0"):
+    with pytest.raises(RebusError, match="above 0, but they are 0"):
         code_weights(config, 276, 0.0)
     with pytest.raises(RebusError, match="any code may stand anywhere"):
         code_weights(replace(config, per_query=False), 276, 8.0)

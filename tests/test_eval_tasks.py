@@ -107,6 +107,19 @@ def test_greedy_words_are_asked_for_once_and_sampled_ones_for_each_seed(best):
         assert len(figures("draw", exam)["draw/r_at_1"].runs) == 2
 
 
+def test_replies_are_drawn_from_the_likeliest_words_as_asked(best):
+    seen = []
+
+    class Noting(Oracle):
+        def generate(self, documents, **told):
+            seen.append(told["sampling"])
+            return super().generate(documents, **told)
+
+    exam = replace(best, config=replace(best.config, temperature=0.9, top_p=0.25), system=Noting({}))
+    figures("caption", exam)
+    assert {(sampling.temperature, sampling.top_p) for sampling in seen} == {(0.9, 0.25)}
+
+
 def test_an_item_has_the_same_random_stream_in_any_batch():
     numbers = [torch.rand(1, generator=generator(3, 5)).item() for _ in range(2)]
     assert numbers[0] == numbers[1] != torch.rand(1, generator=generator(3, 6)).item()

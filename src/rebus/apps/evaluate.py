@@ -25,6 +25,7 @@ from rebus.evals.report import number, write_report
 from rebus.evals.run import TASKS, evaluate
 from rebus.evals.standard import standard_exam
 from rebus.packages import user_cache
+from rebus.sampling import Sampling
 
 PACKAGE = Path(__file__).parents[1]
 _DEFAULTS = EvalConfig()
@@ -100,6 +101,9 @@ def eval_system(
             f"The best of {best_of} drawings was asked for, but with temperature 0 they are all the same. Raise the "
             "temperature, or leave --best-of at 1."
         )
+    Sampling(
+        temperature=temperature, top_p=top_p, guidance=guidance
+    )  # refuses what cannot be before anything is measured
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     config = dataclasses.replace(
         _DEFAULTS,

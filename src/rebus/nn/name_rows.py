@@ -1,7 +1,7 @@
-"""A first way in for images, from the names of what they show: rows for the words that images are written with, and a
-linear layer for the vectors that images are read as.
+"""Initialisation of a language model's image inputs from the names of what images show: embedding rows of image codes, and
+the linear projector of image features.
 
-Both are learned by contrast: what an image is read as, summed or averaged, points to its own name rather than to any
+Both are learned by contrast (cross-entropy over the cosine with all names, as in CLIP): what an image is read as, summed or averaged, points to its own name rather than to any
 other. (What is found for each code by itself, or by regression on captions, remembers which images it was in; contrast
 with all names says something of images that were never seen.)
 

@@ -60,7 +60,7 @@ def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray
     )
 
 
-def named_codes(data: Frozen, tokenizer: SeedTokenizer, *, copies: int = 3) -> tuple[Tensor, Tensor, list[str]]:
+def named_codes(data: Frozen, tokenizer: SeedTokenizer, *, copies: int = 4) -> tuple[Tensor, Tensor, list[str]]:
     """Codes [I, N] of training's pictures of one thing, as they are and then moved, `copies` times in all; the name of each,
     a place in the list of names. Computed once."""
     named = load_named(data.work, "train")

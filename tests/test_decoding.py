@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from rebus.errors import RebusError
 from rebus.generate import Decoder
 from rebus.grammar import Force
 from rebus.narrate import Finished, Span
+from rebus.nn.running_sums import SummedWords
 from rebus.sampling import Sampling, log_scores, restrict
 from rebus.sequence import Sequence, collate
-from rebus.system import System
+from rebus.system import System, encode
 
 # ------------------------------------------------------------------------------------------------ runs and images
 
@@ -246,3 +248,39 @@ def test_images_come_from_the_output_projector_where_there_is_one():
     for lm, source in ((LM, "ids"), (PROJECTING, "hidden")):
         (message,) = System(GRAMMAR, lm).generate([document], modality="image")
         assert [image.generated.source for image in message.images] == [source]
+
+
+# ------------------------------------------------------------------------------------------ codes that add up
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}, {"beams": 3}], ids=["alone", "guided", "beams"])
+@torch.inference_mode()
+def test_codes_that_are_read_as_sums_are_so_while_they_are_written(settings):
+    system = tiny.fresh("seed")
+    grammar, llm = system.grammar, system.lm.llm
+    llm.summed = SummedWords(grammar.config.first_code, grammar.config.codes)
+    (document,) = encode(system.tokenizer, [tiny.documents()[2]], replies="generation")
+    prompt = grammar.serialize(document, reply="image", template="chat")
+    decoder = Decoder(system.lm, grammar, rows=6, capacity=len(prompt) + 40)
+    reply = decoder.add(prompt, modality="image", sampling=Sampling(max_new_tokens=40, **settings))
+    while not decoder.idle:
+        decoder.step()
+
+    def scores(words, last):
+        ids_1L = torch.tensor([words])
+        hidden_LD = llm.hidden(llm.embed(ids_1L), torch.arange(len(words))[None])[0]
+        return log_scores(llm.logits(hidden_LD[-last:]))
+
+    begin = grammar.special.begin_image
+    start = reply.ids.index(begin) + 1
+    codes, before = reply.ids[start : start + 8], prompt.ids + reply.ids[:start]
+    told = scores(before + codes[:-1], len(codes))
+    if "guidance" in settings:
+        untold = scores([*grammar.unconditional(), begin, *codes[:-1]], len(codes))
+        told = untold + 2.0 * (told - untold)
+    free = slice(llm.summed.first, llm.summed.first + llm.summed.count)
+    if "beams" not in settings:
+        assert (told[:, free].argmax(-1) + llm.summed.first).tolist() == codes
+        return
+    scored = sum(float(told[place, code]) for place, code in enumerate(codes))
+    assert math.isclose(reply.best.score, scored, rel_tol=1e-3)

@@ -10,6 +10,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lavit_mini import DECODER, RECONSTRUCTION, SYSTEM, TOKENIZER, WIDE, write_work
@@ -19,6 +20,7 @@ from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig
 from rebus.grammar import Allow
+from rebus.mini.align import AlignConfig
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
 from rebus.mini.pack import pack as pack_shared
@@ -30,6 +32,7 @@ from rebus.papers.lavit.mini_detokenizer import MiniDetokenizerConfig
 from rebus.papers.lavit.pack import pack, unpack
 from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.stages import (
+    align,
     stage1a_selector,
     stage1b_codebook,
     stage2_language,
@@ -230,6 +233,27 @@ def test_the_codes_of_an_image_that_is_read_are_learned_where_the_switch_says(wo
     assert inside == stop - start and none == 0 and rest >= others >= len("a ramp") + 1
     (encoded,) = on.tokenizer.encode([image], {"generation"})
     assert [word - first for word in words.ids[start:stop]] == encoded.generated.ids_N.tolist()
+
+
+def test_reading_begins_as_alignment_left_projector_and_lower_layers(work: Path) -> None:
+    with pytest.raises(RebusError, match=r"There is no .*lavit\.align/weights\.safetensors.*Train lavit\.align first"):
+        stage2_language.stage(replace(THIRD, projector_start="aligned"), work)
+    config = align.Config(SYSTEM, AlignConfig(depth=1, places=2), copies=2, batch=2, lr=1e-2, optim=SHORT)
+    stage = align.stage(config, work)
+    names, result = run(stage, work)
+    assert tops(names, 3) == {"lm.input_projector.merger", "lm.input_projector.proj", "lm.llm.base"}
+    assert {name for name in names if ".base." in name} == {name for name in names if ".layers.0." in name}
+    assert 0 <= result.evals["train/named"] <= 1
+    left = load_file(work / "lavit.align" / "weights.safetensors")
+    begun = stage2_language.stage(replace(THIRD, projector_start="aligned"), work).module.state_dict()
+    assert left and all(torch.equal(begun[name], x) for name, x in left.items())
+    # images of different numbers of vectors are read side by side as each alone
+    held = load_named(work, "train")
+    with torch.no_grad():
+        x_INC = Frozen(work).vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
+        module = stage.module.eval()
+        alone = torch.cat([module.read(x_NC[None]) for x_NC in x_INC])
+        torch.testing.assert_close(module.read(x_INC), alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("start", ["captions", "names"])

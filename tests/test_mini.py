@@ -188,6 +188,28 @@ def test_rows_of_codes_begin_as_the_names_of_their_pictures() -> None:
         torch.testing.assert_close(rows[:4], rows[4:8].roll(-1, 0), atol=1e-5, rtol=1e-5)
 
 
+def test_rows_that_are_read_as_sums_have_sums_as_words_lie() -> None:
+    text, generator = ByteTokenizer(), torch.Generator().manual_seed(0)
+    table, names = torch.randn(text.words, 16, generator=generator), ["aa", "bc", "zz", "qx"]
+    ids, which, book = named_pictures(generator)
+
+    def begin(place: float) -> torch.Tensor:
+        fit, own = NameFit(steps=200, batch=64, place=place), torch.Generator().manual_seed(1)
+        return rows_from_names(table, text, book, ids, which, names, fit=fit, summed=True, generator=own)
+
+    made = begin(0.0)
+    centre, spread = words_at(table)
+    sums = made[ids].sum(1) - centre
+    torch.testing.assert_close(sums.square().sum(1).mean().sqrt(), spread)
+    named = (torch.nn.functional.normalize(sums, dim=-1) @ names_at(table, text, names).T).argmax(1)
+    assert torch.equal(named, which)
+    # what is added tells places apart, and is the same for all images
+    marks = (begin(0.5) - made)[ids].cumsum(1)
+    torch.testing.assert_close(marks, marks[:1].expand_as(marks), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(marks.norm(dim=-1), (spread / 2).expand(marks.shape[:2]), atol=1e-4, rtol=1e-4)
+    assert torch.pdist(marks[0]).min() > 0.1
+
+
 def test_a_way_in_begins_as_the_names_of_pictures_it_has_not_seen() -> None:
     text, generator = ByteTokenizer(), torch.Generator().manual_seed(0)
     table, names = torch.randn(text.words, 16, generator=generator), ["aa", "bc", "zz", "qx"]

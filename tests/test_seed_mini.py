@@ -14,8 +14,10 @@ from tests.tiny import generator
 from lavit_mini import write_work
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
+from rebus.mini.align import AlignConfig
 from rebus.mini.frozen import Frozen
 from rebus.mini.pack import pack as pack_shared
+from rebus.nn.running_sums import SummedWords
 from rebus.papers.seed import pack as packing
 from rebus.papers.seed.bank import bank_codes, code_starts
 from rebus.papers.seed.language import LanguageConfig
@@ -23,7 +25,14 @@ from rebus.papers.seed.pack import pack, unpack
 from rebus.papers.seed.qformer import QFormerConfig
 from rebus.papers.seed.space import SentenceSpace
 from rebus.papers.seed.spelling import mini
-from rebus.papers.seed.stages import detokenizer, stage1_qformer, stage2_codebook, stage3_pretrain, stage4_instruct
+from rebus.papers.seed.stages import (
+    align,
+    detokenizer,
+    stage1_qformer,
+    stage2_codebook,
+    stage3_pretrain,
+    stage4_instruct,
+)
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import MINI, MINI_TOKENIZER, TINY
 from rebus.sampling import Sampling
@@ -46,7 +55,9 @@ SYSTEM = replace(
     MINI,
     tokenizer=TOKENIZER,
     grammar=mini(262, 16, 4, per_query=True),
-    language=LanguageConfig(base=TINY.language.base, new_words=18, lora_rank=2, lora_alpha=4),
+    language=LanguageConfig(
+        base=TINY.language.base, new_words=18, lora_rank=2, lora_alpha=4, summed=SummedWords(262, 16)
+    ),
     detokenizer=replace(MINI.detokenizer, steps=2),
 )
 TUNED = {"system": SYSTEM, "batch": 2, "base_dtype": "fp32", "optim": SHORT, "lr": 1e-2, "row_lr": 1e-2}
@@ -54,6 +65,14 @@ CHAIN = {
     stage1_qformer: {"tokenizer": TOKENIZER, "batch": 4, "optim": SHORT},
     stage2_codebook: {"tokenizer": TOKENIZER, "batch": 4, "optim": SHORT},
     detokenizer: {"tokenizer": TOKENIZER, "batch": 2, "steps": 1},
+    align: {
+        "system": SYSTEM,
+        "align": AlignConfig(depth=1, places=2),
+        "copies": 2,
+        "batch": 2,
+        "optim": SHORT,
+        "row_lr": 1e-2,
+    },
     stage3_pretrain: TUNED | {"mix": {"caption": 0.5, "draw": 0.5}},
     stage4_instruct: TUNED | {"mix": {"describe": 0.5, "request": 0.5}, "replies": 0.0},
 }
@@ -72,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     work, stages = write_work(tmp_path_factory.mktemp("work")), {}
     for module, told in CHAIN.items():
         stage = module.stage(replace(module.CONFIGS["mini"], **told), work)
-        stage.evals = stage.evals if module in (stage1_qformer, stage2_codebook, detokenizer) else []
+        stage.evals = stage.evals if module in (stage1_qformer, stage2_codebook, detokenizer, align) else []
         stages[stage.name] = stage
         fit(stage, work / stage.name, device="cpu")
     return Trained(work, stages)
@@ -106,6 +125,16 @@ def test_what_stage_1_learned_of_texts_stays_for_retrieval(trained: Trained, mon
     assert tokenizer.embeds and not without.embeds
     with pytest.raises(RebusError, match="hold no space in which images meet texts"):
         without.embed_texts(["a"])
+
+
+def test_stage_3_begins_as_alignment_left_rows_and_lower_layers(trained: Trained) -> None:
+    left = stage3_pretrain.language_weights(trained.work / "seed.align")
+    assert {name.partition("layers.")[2][:1] for name in left} == {"", "0"}  # rows, and adapters of one layer of two
+    stage = stage3_pretrain.stage(replace(stage3_pretrain.CONFIGS["mini"], **CHAIN[stage3_pretrain]), trained.work)
+    begun = stage.module.lm.llm.state_dict()
+    assert all(torch.equal(begun[name], x) for name, x in left.items())
+    with pytest.raises(RebusError, match=r"as seed\.align left it, but there is no .*Run `rebus train seed\.align`"):
+        stage3_pretrain.read_aligned(stage.module, trained.work / "nowhere")
 
 
 def test_the_language_model_is_told_of_places(trained: Trained) -> None:

@@ -13,6 +13,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from rebus.errors import RebusError
 from rebus.nn.lora import add_lora, lora_state, use_adapter
 from rebus.nn.new_rows import CodebookRows, NewRows, RowInit, Rows, init_rows
+from rebus.nn.running_sums import SummedWords
 from rebus.nn.text_model import TextModel, build_causal_lm, own_names, quantize_int8, read_causal_lm
 from rebus.nn.text_tokenizer import ByteTokenizer, FastTokenizer, TextStream, from_sentencepiece, read_tokenizer
 
@@ -296,3 +297,32 @@ def test_tokenizer_folders(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RebusError, match="cannot be read"):
         read_tokenizer(tmp_path)
+
+
+def test_codes_that_add_up_are_read_as_the_sum_of_their_image_so_far() -> None:
+    words = SummedWords(first=50, count=4)
+    ids = torch.tensor([[50, 52, 7, 53, 51, 50, 3], [4, 4, 51, 51, 60, 61, 52]])
+    x = torch.randn(2, 7, 8, generator=torch.Generator().manual_seed(0))
+    wanted = x.clone()
+    for row, span in ((0, range(0, 2)), (0, range(3, 6)), (1, range(2, 4)), (1, range(6, 7))):
+        for place in span:
+            wanted[row, place] = x[row, span.start : place + 1].sum(0)
+    torch.testing.assert_close(words.sums(x, ids), wanted)
+    assert words.open_end([50, 7, 51, 53]) == [51, 53] and words.open_end([50, 7]) == [] and words.open_end([]) == []
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_is_read_bit_by_bit_is_what_is_read_at_once(merged: bool) -> None:
+    base = build_causal_lm(tiny.KINDS[KINDS[0]], generator=tiny.generator(1)).eval()
+    model = TextModel(base).extend(8, generator=tiny.generator(0))
+    model.summed = SummedWords(first=50, count=6)
+    ids = [3, 50, 51, 55, 56, 1, 52, 52]
+    before = model.embed(torch.tensor([ids]))[0]
+    if merged:
+        model.merge()
+    whole = model.embed(torch.tensor([ids]))[0]
+    torch.testing.assert_close(whole, before)
+    for cut in range(len(ids)):
+        torch.testing.assert_close(model.embed_after(ids[:cut], ids[cut:]), whole[cut:])
+    alone = model.embed(torch.tensor([[52]]))[0, 0]
+    torch.testing.assert_close(whole[7], 2 * alone)

@@ -24,6 +24,8 @@ class Stream:
     row: int
     prompt_LD: Tensor | None = None
     """the prompt, until it is read"""
+    read: list[int] = field(default_factory=list)
+    """what the model has read of the reply; never changed in place, so that copies may share it"""
     unread: list[int] = field(default_factory=list)
     logits_V: Tensor | None = None
     """what the model says comes next, once all is read"""

@@ -158,14 +158,14 @@ class Decoder:
                     first = len(x_LD) - len(stream.unread)
                     owner.hidden += [hidden_SLD[index, first + at] for at in owner.unread_image]
                     owner.unread_image = []
-                stream.logits_V, stream.prompt_LD, stream.unread = logits_SV[index], None, []
+                stream.logits_V, stream.prompt_LD = logits_SV[index], None
+                stream.read, stream.unread = stream.read + stream.unread, []
 
     def _vectors(self, stream: Stream) -> Tensor:
         """L x D: the prompt, if it is unread, and the unread words."""
         words = [] if stream.prompt_LD is None else [stream.prompt_LD]
         if stream.unread:
-            ids_1L = torch.tensor([stream.unread], device=self.lm.llm.device)
-            words.append(self.lm.llm.embed(ids_1L)[0])
+            words.append(self.lm.llm.embed_after(stream.read, stream.unread))
         return torch.cat(words)
 
     # ------------------------------------------------------------------------------------------ choosing
@@ -227,7 +227,7 @@ class Decoder:
         reply.branches, reply.ended = [winner], []
         if self.lm.output_projector is not None:  # its images' hidden states, in one pass over the whole
             self.cache.truncate(winner.main.row)
-            winner.main.prompt_LD, winner.main.unread = reply.prompt_LD, winner.ids
+            winner.main.prompt_LD, winner.main.read, winner.main.unread = reply.prompt_LD, [], winner.ids
             winner.hidden, winner.unread_image = [], self._image_words(winner.ids)
             while winner.main.prompt_LD is not None:
                 self._read([winner])
@@ -271,7 +271,7 @@ class Decoder:
             branch.inside, branch.still = 0, 1.0
             if branch.guide is not None:  # the guidance stream starts anew with every image
                 self.cache.truncate(branch.guide.row)
-                branch.guide.unread = [*self.grammar.unconditional(), word]
+                branch.guide.read, branch.guide.unread = [], [*self.grammar.unconditional(), word]
         elif branch.inside is not None:
             if branch.guide is not None:
                 branch.guide.unread.append(word)

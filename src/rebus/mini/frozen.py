@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rebus.diffusion.vae import LatentCodec
 from rebus.mini.bank import Bank, cached, caption_vectors, in_batches, load_bank
+from rebus.mini.named import load_named
 from rebus.mini.vae import load_codec
 from rebus.mini.vision import MiniVision, load_vision
 
@@ -88,6 +89,21 @@ class Frozen:
     def caption_ids(self, split: str, i: np.ndarray) -> Tensor:
         """A number for each caption, equal where the captions are."""
         return torch.from_numpy(np.unique(np.array(self.bank(split).captions)[i], return_inverse=True)[1])
+
+
+def named_tokens(data: Frozen, split: str, *, copies: int = 4) -> tuple[np.ndarray, Tensor, list[str]]:
+    """What the vision encoder says of the split's pictures of one thing, float16 [I, S, C], as they are and then moved, `copies`
+    times in all; the name of each, a place in the list of names, which are training's. Computed once."""
+    named = load_named(data.work, split)
+    generator = torch.Generator().manual_seed(0)
+    config = data.vision.vit.config
+    if not len(named):
+        return np.zeros((0, config.grid**2 + 1, config.width), np.float16), named.name_N, named.names
+    made_of = f"{data.vision_print} {copies} of {len(named)}"
+    file = data.work / "cache" / f"named_tokens.{split}.npy"
+    run = lambda i: data.vision.vit(named.copies(i, generator))  # noqa: E731
+    tokens = cached(file, lambda: in_batches(run, copies * len(named)), of=made_of)
+    return tokens, named.name_N.repeat(copies), named.names
 
 
 def fingerprint(*parts: nn.Module | Tensor | str) -> str:

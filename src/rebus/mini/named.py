@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rebus.data.pictures import load_pictures, plain_rows
 from rebus.mini.bank import cached
+from rebus.mini.moving import moved
 from rebus.mini.sentences import sentence_vectors
 
 
@@ -37,6 +38,14 @@ class Named:
     def pixels(self, indices: Tensor) -> Tensor:
         """The pictures as float32 [I, 3, H, W] in −1..1."""
         return self.images_N3HW[indices].float() / 127.5 - 1
+
+    def copies(self, i: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Pictures by their numbers in a row of copies: first all as they are, then all moved, and so on."""
+        pixels_I3HW = self.pixels(torch.from_numpy(i % len(self)))
+        again_I = torch.from_numpy(i >= len(self))
+        if again_I.any():
+            pixels_I3HW[again_I] = moved(pixels_I3HW[again_I], generator)
+        return pixels_I3HW
 
 
 def load_named(work: Path, split: str) -> Named:

@@ -38,6 +38,9 @@ class NameFit:
     """Share of an image's codes or tokens that are left out, anew each time: a name must not hang on one alone."""
     smoothing: float = 0.1
     """Share of the aim that goes to all names alike."""
+    place: float = 0.5
+    """Codes that are summed: size of the vector that tells each place of an image from the others, in that of a word. (Sums differ
+    little from place to place; with it the lower layers learn names faster, see `rebus.mini.align`.)"""
 
 
 def rows_from_names(
@@ -49,23 +52,37 @@ def rows_from_names(
     names: Sequence[str],
     *,
     fit: NameFit | None = None,
+    summed: bool = False,
     generator: torch.Generator,
 ) -> Tensor:
     """First input rows for the codes, [K, D], from images of which each has one of the `names`.
 
     A name is the mean of its words' rows. A code's row is one linear layer of its entry in the codebook; all rows of an
-    image, summed, point to its name. Rows have the mean and the root-mean-square distance from it that ordinary words have.
+    image, summed, point to its name. Rows have the mean and the root-mean-square distance from it that ordinary words have;
+    where they are read as running sums (`summed`; the codes of the first place are the first of the codebook), it is the
+    sums that have them.
     """
     fit = fit or NameFit()
     book_KC, places = codebook_KC.detach().float(), ids_IN.shape[1]
 
     def read(i: Tensor) -> Tensor:
-        kept_IN1 = torch.rand(len(i), places, 1, generator=generator) >= fit.dropped
-        return (book_KC[ids_IN[i]] * kept_IN1).sum(1) / (1 - fit.dropped)
+        kept_IN = torch.rand(len(i), places, generator=generator) >= fit.dropped
+        weights_IN = kept_IN.float() / (1 - fit.dropped)
+        return F.embedding_bag(ids_IN[i], book_KC, per_sample_weights=weights_IN, mode="sum")
 
     weight_CD, bias_D = _learned(names_at(table_VD, text, names), read, name_I, fit, generator)
-    made_KD = book_KC @ weight_CD + bias_D / places
+    made_KD = book_KC @ weight_CD
     centre_D, spread = words_at(table_VD)
+    if summed:
+        first = len(book_KC) // places
+        made_KD[:first] += bias_D
+        made_KD *= spread / made_KD[ids_IN].sum(1).square().sum(1).mean().sqrt()
+        made_KD[:first] += centre_D
+        mark_PD = F.normalize(torch.randn(places, made_KD.shape[1], generator=generator), dim=-1) * spread * fit.place
+        # what a code adds to the sum before it: its own place's mark instead of the last one's
+        made_KD.view(places, first, -1).add_(torch.diff(mark_PD, dim=0, prepend=torch.zeros_like(mark_PD[:1]))[:, None])
+        return made_KD
+    made_KD += bias_D / places
     return centre_D + made_KD * (spread / made_KD.square().sum(1).mean().sqrt())
 
 

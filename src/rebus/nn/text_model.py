@@ -9,7 +9,7 @@ Dimension key: B batch · L length · T tokens of a batch · D width · V vocabu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from rebus.nn.lora import fold_lora
 from rebus.nn.new_rows import NewRows, RowInit, new_rows
 from rebus.nn.randomness import global_random
 from rebus.nn.row_cache import RowCache
+from rebus.nn.running_sums import SummedWords
 from rebus.nn.text_attention import NAME
 
 
@@ -39,6 +40,8 @@ class TextModel(nn.Module):
         self.base = base
         self.rows = rows
         self.words: int = base.get_input_embeddings().num_embeddings
+        self.summed: SummedWords | None = None
+        """words that are read as the sum of those that stand side by side with them so far; none: all are read alone"""
 
     def extend(
         self,
@@ -92,12 +95,22 @@ class TextModel(nn.Module):
         return self._table.weight.device
 
     def embed(self, ids_BL: Tensor) -> Tensor:
-        """ids_BL → x_BLD: old words from the frozen table, new ones from their own rows."""
+        """ids_BL → x_BLD: old words from the frozen table, new ones from their own rows. Of words that are summed, all
+        that come before them in their image must be there."""
         if self.rows is None:
-            return self._table(ids_BL)
+            x_BLD = self._table(ids_BL)
+            return x_BLD if self.summed is None else self.summed.sums(x_BLD, ids_BL)
         old_BLD = self._table(ids_BL.clamp(max=self.words - 1))
         new_BLD = self.rows.input((ids_BL - self.words).clamp(min=0))
+        if self.summed is not None:
+            new_BLD = self.summed.sums(new_BLD, ids_BL)
         return torch.where((ids_BL >= self.words)[..., None], new_BLD.to(old_BLD.dtype), old_BLD)
+
+    def embed_after(self, before: Sequence[int], ids: Sequence[int]) -> Tensor:
+        """x_LD of words that follow those of `before`."""
+        begun = [] if self.summed is None else self.summed.open_end(before)
+        ids_1L = torch.tensor([[*begun, *ids]], device=self.device)
+        return self.embed(ids_1L)[0, len(begun) :]
 
     def hidden(
         self, x_BLD: Tensor, positions_BL: Tensor, attend_B1LL: Tensor | None = None, cache: RowCache | None = None

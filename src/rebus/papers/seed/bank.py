@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rebus.mini.bank import cached, in_batches
 from rebus.mini.frozen import Frozen, fingerprint, take
-from rebus.mini.moving import moved
 from rebus.mini.named import load_named
 from rebus.mini.vision import MiniVision
 from rebus.papers.seed.tokenizer import SeedTokenizer
@@ -60,21 +59,21 @@ def bank_codes(data: Frozen, split: str, tokenizer: SeedTokenizer) -> np.ndarray
     )
 
 
-def named_codes(data: Frozen, tokenizer: SeedTokenizer, *, copies: int = 4) -> tuple[Tensor, Tensor, list[str]]:
-    """Codes [I, N] of training's pictures of one thing, as they are and then moved, `copies` times in all; the name of each,
-    a place in the list of names. Computed once."""
-    named = load_named(data.work, "train")
+def named_codes(
+    data: Frozen, tokenizer: SeedTokenizer, split: str = "train", *, copies: int = 4
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Codes [I, N] of the split's pictures of one thing, as they are and then moved, `copies` times in all; the name of each,
+    a place in the list of names, which are training's. Computed once."""
+    named = load_named(data.work, split)
     generator = torch.Generator().manual_seed(0)
 
     def run(i: np.ndarray) -> Tensor:
-        pixels_I3HW = named.pixels(torch.from_numpy(i % len(named)))
-        again_I = torch.from_numpy(i >= len(named))
-        if again_I.any():
-            pixels_I3HW[again_I] = moved(pixels_I3HW[again_I], generator)
-        return tokenizer.ids(pixels_I3HW)
+        return tokenizer.ids(named.copies(i, generator))
 
     parts = (tokenizer.quantizer, tokenizer.to_code, _reader(data, tokenizer), f"{copies} of {len(named)}")
-    file = data.work / "cache" / "seed_named.npy"
+    if not len(named):
+        return torch.zeros(0, tokenizer.config.qformer.queries, dtype=torch.int64), named.name_N, named.names
+    file = data.work / "cache" / f"seed_named.{split}.npy"
     ids = cached(file, lambda: in_batches(run, copies * len(named)), of=fingerprint(*parts))
     return torch.from_numpy(np.array(ids)), named.name_N.repeat(copies), named.names
 

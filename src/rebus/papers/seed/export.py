@@ -39,7 +39,7 @@ def export_published(weights: Path, folder: Path) -> None:
     any LLaMA server reads, image tokens in its tokenizer, adapters and new rows folded in. The image decoder is not
     SEED's own and stays out.
 
-    Raises RebusError if there is something at `folder`, or `weights` is no saved SEED.
+    Raises RebusError if there is something at `folder`, `weights` is no saved SEED, or its codes are read as sums.
     """
     saved = load_system(weights)
     if saved.name.partition(":")[0] != "seed":
@@ -67,6 +67,11 @@ def export_published(weights: Path, folder: Path) -> None:
 
 
 def _export_language(saved: SavedSystem, config: SeedConfig, folder: Path) -> None:
+    if config.language.summed is not None:
+        raise RebusError(
+            "This language model reads each code as the sum of its image's so far, which no other server does. Only models that "
+            "read codes one by one can be written in the published layout; `save_pretrained` writes this one in ours."
+        )
     tensors: Mapping[str, Tensor]
     if isinstance(config.language, MergedLanguageConfig):
         text: TextTokenizer = read_tokenizer(saved.folder)

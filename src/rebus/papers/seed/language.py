@@ -21,6 +21,7 @@ from rebus.lm import InterleavedLM
 from rebus.mini.llm import read_base
 from rebus.nn.lora import LLAMA_PROJECTIONS, add_lora
 from rebus.nn.new_rows import CodebookRows, NewRows, RowInit, Rows, init_rows, new_rows
+from rebus.nn.running_sums import SummedWords
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer
 
@@ -57,6 +58,9 @@ class LanguageConfig:
     """Projections that have an adapter."""
     rows: RowInit | CodebookInit = field(default_factory=RowInit)
     """What the rows of new words are, and how they begin."""
+    summed: SummedWords | None = None
+    """Codes that are read as the sum of their image's so far, for a codebook whose entries add up. (The paper: none, every
+    code is read alone.)"""
 
 
 LLAMA_8B: dict[str, Any] = {
@@ -87,6 +91,8 @@ class MergedLanguageConfig:
 
     model: Mapping[str, Any] = field(default_factory=lambda: dict(LLAMA_8B))
     """Its `config.json`; the default is SEED-LLaMA 8B's, conversion takes the release's own."""
+    summed: SummedWords | None = None
+    """As `LanguageConfig.summed`; the releases have none."""
 
 
 def build_language(
@@ -113,6 +119,7 @@ def build_language(
             targets=config.lora_targets,
             generator=generator,
         )
+    llm.summed = config.summed
     return InterleavedLM(llm), text
 
 
@@ -142,4 +149,6 @@ def merged_language(config: MergedLanguageConfig, folder: Path) -> tuple[Interle
     """The language model without weights (on the meta device), and the text tokenizer that lies in `folder`."""
     with without_weights():
         model = build_causal_lm(dict(config.model))
-    return InterleavedLM(TextModel(model.requires_grad_(False))), read_tokenizer(folder)
+    llm = TextModel(model.requires_grad_(False))
+    llm.summed = config.summed
+    return InterleavedLM(llm), read_tokenizer(folder)

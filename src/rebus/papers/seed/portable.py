@@ -30,7 +30,7 @@ def portable(system: System) -> Portable:
     config, llm = system.config, system.lm.llm
     text = text_files(system)
     if text:
-        language = MergedLanguageConfig(whole_config(llm))
+        language = MergedLanguageConfig(whole_config(llm), summed=llm.summed)
     else:  # it reads bytes; its random base is written out
         language = replace(config.language, lora_rank=0)
     config = replace(config, language=language, weights=None, base=None)

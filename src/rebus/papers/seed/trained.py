@@ -84,7 +84,7 @@ def _whole(work: Path, folder: Path, variant: str) -> SavedSystem:
         system,
         tokenizer=seeing.tokenizer,
         detokenizer=seeing.detokenizer,
-        language=MergedLanguageConfig(dict(about)),
+        language=MergedLanguageConfig(dict(about), summed=language.summed),
         weights=None,
         base=None,
     )

@@ -51,6 +51,7 @@ from rebus.papers.lavit.language_training import (
     LanguageTraining,
     begin,
     code_counts,
+    go_on,
     mixture,
     trainable,
 )
@@ -81,8 +82,9 @@ class Config:
     row_start: Literal["random", "captions"] = "random"
     """How the rows of codes begin: as ordinary word vectors do (the authors' public answer), or from the words that describe
     pictures."""
-    projector_start: Literal["random", "captions", "names"] = "random"
-    """How the projector's linear layer begins: as noise, from the words that describe pictures, or from their names."""
+    projector_start: Literal["random", "captions", "names", "aligned"] = "random"
+    """How the projector's linear layer begins: as noise, from the words that describe pictures, or from their names; `aligned`:
+    projector and adapters as `lavit.align` left them."""
     loss: LossKind = "paper"
     """Which words are learned: `paper` all of them, `reply` what follows the first message."""
     mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
@@ -125,7 +127,7 @@ CONFIGS = {
         visual_loss_in_image_text=False,
         selection="expected",
         row_start="captions",
-        projector_start="names",
+        projector_start="aligned",
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         moved=0.6,
@@ -209,7 +211,9 @@ def stage(
     module = begun(config, bank_tokenizer(config.system.tokenizer, frozen), generator, base)
     if config.row_start == "captions":
         start_rows(module, frozen)
-    if config.projector_start != "random":
+    if config.projector_start == "aligned":
+        go_on(module, work / "lavit.align")
+    elif config.projector_start != "random":
         start_projector(module, frozen, named=config.projector_start == "names")
     pictures = load_pictures(work / "emoji")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)

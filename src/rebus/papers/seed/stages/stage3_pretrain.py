@@ -63,10 +63,11 @@ class Config:
 
     system: SeedConfig = field(default_factory=SeedConfig)
     """The system whose language model is trained."""
-    row_start: Literal["random", "captions", "names"] = "random"
+    row_start: Literal["random", "captions", "names", "aligned"] = "random"
     """How the rows of codes begin: as noise (the paper), from the words of the `captions` of their pictures, or the input
     rows from the `names` of these, by contrast. (Which of 1,413 names is meant, by the sum of a picture's rows: `captions`
-    83 % of trained pictures and 5 % of 144 others, `names` 86 % and 26 %.)"""
+    83 % of trained pictures and 5 % of 144 others, `names` 86 % and 26 %.) `aligned`: rows and adapters as `seed.align` left
+    them."""
     template: TemplateName = "plain"
     """How documents are laid out."""
     loss: LossKind = "paper"
@@ -122,7 +123,7 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         system=MINI,
-        row_start="names",
+        row_start="aligned",
         loss="reply",
         mix={"caption": 0.44, "draw": 0.44, "album": 0.06, "two_pictures": 0.06},
         moved=0.6,
@@ -303,7 +304,9 @@ def stage(
         code_softmax=config.code_softmax,
     )
     pictures = load_pictures(work / "emoji")
-    if config.row_start != "random":
+    if config.row_start == "aligned":
+        read_aligned(module, work)
+    elif config.row_start != "random":
         start_rows(module, work, named=config.row_start == "names")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
     if config.moved:
@@ -346,13 +349,29 @@ def start_rows(module: LanguageTraining, work: Path, *, named: bool) -> None:
     input_KD, output_KD = rows_from_captions(table_VD, text, counts_IK, captions)
     if named:
         codes = named_codes(data, module.tokenizer)
-        input_KD = rows_from_names(table_VD, text, book_KC, *codes, generator=torch.Generator().manual_seed(0))
+        own, summed = torch.Generator().manual_seed(0), module.lm.llm.summed is not None
+        input_KD = rows_from_names(table_VD, text, book_KC, *codes, summed=summed, generator=own)
     with torch.no_grad():
         if isinstance(rows.input, CodebookRows):
             rows.input.fit(input_KD)
         else:
             rows.input.weight_VD[: config.codes] = input_KD
         rows.output.weight_VD[: config.codes] = output_KD
+
+
+def read_aligned(module: LanguageTraining, work: Path) -> None:
+    """Sets rows and the lower layers' adapters to what `seed.align` left under `work`. Raises RebusError where it has not been run, or
+    for another model."""
+    folder = work / "seed.align"
+    if not (folder / "weights.safetensors").exists():
+        raise RebusError(
+            f"Reading begins as seed.align left it, but there is no {folder / 'weights.safetensors'}. Run `rebus train seed.align`, or "
+            "choose another `--row-start`."
+        )
+    left = language_weights(folder)
+    _, unexpected = module.lm.llm.load_state_dict(left, strict=False)
+    if unexpected:
+        raise RebusError(f"seed.align left weights of another model: {', '.join(unexpected[:3])}. Run it again.")
 
 
 def language_weights(folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,51 @@
+"""Reading of images that begins like reading of names: what is compared, and with what."""
+
+from __future__ import annotations
+
+import torch
+
+from rebus.mini.align import AlignConfig, NameStates, begun, lower, name_states, read_states
+from rebus.nn.text_model import TextModel, build_causal_lm
+from rebus.nn.text_tokenizer import ByteTokenizer
+
+NAMES = ["bear", "red apple", "sailboat"]
+
+
+def text_model() -> TextModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    generator = torch.Generator().manual_seed(0)
+    return TextModel(build_causal_lm({"model_type": "llama", "vocab_size": 262, **sizes}, generator=generator)).eval()
+
+
+def test_the_lower_layers_are_the_models_own() -> None:
+    llm = text_model()
+    words = torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(1))
+    whole = llm.base.base_model(words, output_hidden_states=True)
+    for depth in (1, 2):
+        torch.testing.assert_close(read_states(lower(llm, depth), words), whole.hidden_states[depth])
+    # what was cut off is still there
+    torch.testing.assert_close(llm.base.base_model(words).last_hidden_state, whole.last_hidden_state)
+    part = lower(llm, 1)
+    read_states(part, words).sum().backward()
+    assert llm.base.base_model.layers[0].mlp.up_proj.weight.grad is not None
+    assert llm.base.base_model.layers[1].mlp.up_proj.weight.grad is None
+
+
+def test_states_of_a_name_are_those_of_its_last_words() -> None:
+    llm, text = text_model(), ByteTokenizer()
+    states = name_states(lower(llm, 2), text, NAMES, 3)
+    for name, state in zip(NAMES, states, strict=True):
+        words = torch.tensor([[*begun(text), *text.encode(f"A picture of {name}")]])
+        torch.testing.assert_close(read_states(lower(llm, 2), words)[0, -3:], state, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_like_a_name_costs_nothing_but_the_smoothing() -> None:
+    llm, text = text_model(), ByteTokenizer()
+    aligned = NameStates(llm, text, NAMES, AlignConfig(depth=2, places=3, smoothing=0.0, sharpness=50.0))
+    own, which = name_states(lower(llm, 2), text, NAMES, 3), torch.arange(3)
+    right, wrong = aligned(own, which), aligned(own, which.roll(1))
+    assert right.parts["distance"] < 1e-8 and right.parts["named"] == 1 and wrong.parts["named"] == 0
+    assert right.total < 1e-3 and wrong.total > 10
+    # distances count in units of how names differ
+    further = aligned(own + aligned.std_D, which)
+    torch.testing.assert_close(further.parts["distance"], torch.tensor(1.0))

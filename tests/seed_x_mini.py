@@ -47,7 +47,15 @@ SYSTEM = replace(
 )
 SHORT = Optim(steps=3, precision="fp32")
 PRETRAIN = replace(
-    pretrain.CONFIGS["mini"], system=SYSTEM, measured=1, batch=3, base_dtype="fp32", lr=1e-2, row_lr=1e-2, optim=SHORT
+    pretrain.CONFIGS["mini"],
+    system=SYSTEM,
+    projector_start="names",
+    measured=1,
+    batch=3,
+    base_dtype="fp32",
+    lr=1e-2,
+    row_lr=1e-2,
+    optim=SHORT,
 )
 LORA = LoraConfig(rank=2, alpha=4, dropout=0.0, targets=("q_proj", "v_proj"))
 INSTRUCT = replace(

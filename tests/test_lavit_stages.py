@@ -252,8 +252,9 @@ def test_reading_begins_as_alignment_left_projector_and_lower_layers(work: Path)
     with torch.no_grad():
         x_INC = Frozen(work).vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
         module = stage.module.eval()
-        alone = torch.cat([module.read(x_NC[None]) for x_NC in x_INC])
-        torch.testing.assert_close(module.read(x_INC), alone, atol=1e-4, rtol=1e-4)
+        read = lambda x: module.aligned.read(module.lm.llm, module.vectors(x))  # noqa: E731
+        alone = torch.cat([read(x_NC[None]) for x_NC in x_INC])
+        torch.testing.assert_close(read(x_INC), alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("start", ["captions", "names"])

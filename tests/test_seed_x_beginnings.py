@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests import tiny
 
+from rebus.document import Image
 from rebus.errors import RebusError
+from rebus.mini.align import AlignConfig
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
 from rebus.nn.caption_rows import caption_vectors, words_at
@@ -18,7 +22,8 @@ from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.beginnings import look_nearby
 from rebus.papers.seed_x.language_training import NORMS
-from rebus.papers.seed_x.stages import instruct, pretrain
+from rebus.papers.seed_x.stages import align, instruct, pretrain
+from rebus.train import Optim, fit
 from seed_x_mini import INSTRUCT, PRETRAIN, write_all, write_base
 
 
@@ -81,6 +86,29 @@ def test_what_is_found_points_to_names(folder: Path) -> None:
     found = torch.nn.functional.normalize(slots.mean(1) - centre, dim=-1)
     named = (found @ names_at(table, module.grammar.text, held.names).T).argmax(1)
     assert (named == held.name_N).float().mean() > 0.5
+
+
+def test_reading_begins_as_alignment_left_the_way_in_and_lower_layers(folder: Path) -> None:
+    work = folder / "work"
+    aligned = replace(PRETRAIN, projector_start="aligned")
+    with pytest.raises(
+        RebusError, match=r"as seed_x\.align left it, but there is no .*Run `rebus train seed_x\.align`"
+    ):
+        pretrain.stage(aligned, work)
+    config = align.Config(PRETRAIN.system, AlignConfig(depth=1, places=2), copies=1, batch=2, optim=Optim(steps=2))
+    fit(align.stage(config, work), work / "seed_x.align", device="cpu")
+    left = load_file(work / "seed_x.align" / "weights.safetensors")
+    layers = {name.partition("layers.")[2][:1] for name in left if ".llm." in name}
+    assert layers == {"0"} and any(name.startswith("lm.input_projector.") for name in left)
+    module = pretrain.stage(aligned, work).module
+    begun = module.state_dict()
+    assert all(torch.equal(begun[name], x) for name, x in left.items())
+    # what was aligned is what the language model reads of an image that is seen whole
+    picture = Image(PIL.Image.linear_gradient("L").convert("RGB").resize((64, 64)))
+    (seen,) = module.tokenizer.encode([picture], {"understanding"})
+    assert seen.understood.position_W2.shape == (1, 2)
+    read = align.Alignment(module, ["a", "b"], config.align).vectors(seen.understood.x_WNC)
+    torch.testing.assert_close(read[0], module.lm.input_projector([seen.understood]))
 
 
 def test_norms_learn_at_a_rate_of_their_own(folder: Path) -> None:

@@ -11,12 +11,14 @@ Dimension key: I images · Q names · P places · L length · D language-model w
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rebus.nn.text_model import TextModel
 from rebus.nn.text_tokenizer import TextTokenizer
@@ -128,3 +130,41 @@ def name_states(part: TextModel, text: TextTokenizer, names: Sequence[str], plac
         last_IP = torch.tensor([[len(row) - places + p for p in range(places)] for row in some], device=part.device)
         states.append(hidden_ILD.gather(1, last_IP[..., None].expand(-1, -1, hidden_ILD.shape[2])).float())
     return torch.cat(states)
+
+
+class VectorAlignment(nn.Module):
+    """A language model that reads an image as vectors, and the states that its lower layers are to give of them."""
+
+    def __init__(
+        self, llm: TextModel, text: TextTokenizer, begin_image: int, names: Sequence[str], config: AlignConfig
+    ) -> None:
+        super().__init__()
+        self.states = NameStates(llm, text, names, config)
+        self.before_B = nn.Buffer(torch.tensor([*begun(text), begin_image]), persistent=False)
+
+    def read(self, llm: TextModel, images: Sequence[Tensor]) -> Tensor:
+        """The vectors of each image, [T, D], → states of its last places, [I, P, D]."""
+        config = self.states.config
+        # what stands behind an image's last vector is not seen by it
+        x_ILD = pad_sequence(list(images), batch_first=True).to(llm.dtype)
+        before_IBD = llm.embed(self.before_B[None]).expand(len(x_ILD), -1, -1)
+        x_ILD = torch.cat([before_IBD, x_ILD], 1)
+        states_ILD = vector_states(lower(llm, config.depth), x_ILD, torch.arange(x_ILD.shape[1], device=x_ILD.device))
+        ends_I = torch.tensor([len(image) for image in images], device=x_ILD.device) + len(self.before_B)
+        last_IP = ends_I[:, None] + torch.arange(-config.places, 0, device=x_ILD.device)
+        return states_ILD.gather(1, last_IP[..., None].expand(-1, -1, states_ILD.shape[2]))
+
+    def forward(self, llm: TextModel, images: Sequence[Tensor], name_I: Tensor) -> Losses:
+        """The vectors of each image, and which name it has."""
+        states_IPD = self.read(llm, images)
+        return self.states(states_IPD, name_I.to(states_IPD.device))
+
+
+def measured(
+    split: str, array: np.ndarray, name_I: Tensor, losses: Callable[[np.ndarray, Tensor], Losses], most: int = 512
+) -> Iterator[tuple[str, float]]:
+    """How well the first `most` images of a split are told apart, for a stage's evaluation; nothing of an empty split."""
+    if len(name_I):
+        parts = losses(array[:most], name_I[:most]).parts
+        for figure in ("contrast", "named"):
+            yield f"{split}/{figure}", float(parts[figure])

@@ -5,7 +5,7 @@ the lower layers' adapters.
 
     rebus train lavit.align --config mini --work state
 
-Dimension key: I images · N patches · S patches and the class token · T kept patches of all images · L length · P places ·
+Dimension key: I images · N patches · S patches and the class token · T kept patches of all images ·
 C width · D language-model width
 """
 
@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from rebus.mini.align import AlignConfig, NameStates, begun, lower, vector_states
+from rebus.mini.align import AlignConfig, VectorAlignment, measured
 from rebus.mini.bank import IndexBatches
-from rebus.mini.frozen import Frozen, named_tokens, take
+from rebus.mini.frozen import Frozen, named_tokens
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language_training import LanguageTraining, begin
 from rebus.papers.lavit.projectors import LavitInputProjector
@@ -61,35 +60,25 @@ CONFIGS = {"mini": Config()}
 
 
 class Alignment(nn.Module):
-    """The lower layers of the language model and its projector, and the states that they are to give of images."""
+    """The language model with its projector, and the tokenizer that chooses patches."""
 
     def __init__(self, whole: LanguageTraining, names: list[str], config: AlignConfig) -> None:
         super().__init__()
         self.lm, self.tokenizer = whole.lm, whole.tokenizer
-        self.states = NameStates(whole.lm.llm, whole.grammar.text, names, config)
-        before = [*begun(whole.grammar.text), whole.grammar.config.begin_image]
-        self.before_B = nn.Buffer(torch.tensor(before), persistent=False)
+        grammar = whole.grammar
+        self.aligned = VectorAlignment(whole.lm.llm, grammar.text, grammar.config.begin_image, names, config)
 
-    def read(self, x_INC: Tensor) -> Tensor:
-        """States of the last places of images of these patches, [I, P, D]."""
-        projector, llm, config = self.lm.input_projector, self.lm.llm, self.states.config
+    def vectors(self, x_INC: Tensor) -> list[Tensor]:
+        """What the language model reads of images of these patches, [T, D] each."""
+        projector = self.lm.input_projector
         assert isinstance(projector, LavitInputProjector)
         keep_IN = self.tokenizer.keep(x_INC)
-        read_TD = projector.proj(projector.merger.kept(x_INC, keep_IN))
-        kept = keep_IN.sum(1).tolist()
-        # what stands behind an image's last vector is not seen by it
-        x_ILD = pad_sequence(list(read_TD.split(kept)), batch_first=True).to(llm.dtype)
-        before_IBD = llm.embed(self.before_B[None]).expand(len(x_ILD), -1, -1)
-        x_ILD = torch.cat([before_IBD, x_ILD], 1)
-        states_ILD = vector_states(lower(llm, config.depth), x_ILD, torch.arange(x_ILD.shape[1], device=x_ILD.device))
-        ends_I = torch.tensor(kept, device=x_ILD.device) + len(self.before_B)
-        last_IP = ends_I[:, None] + torch.arange(-config.places, 0, device=x_ILD.device)
-        return states_ILD.gather(1, last_IP[..., None].expand(-1, -1, states_ILD.shape[2]))
+        return list(projector.proj(projector.merger.kept(x_INC, keep_IN)).split(keep_IN.sum(1).tolist()))
 
     def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
         """Patches of images, and which name each has."""
-        states_IPD = self.read(x_INC.to(self.lm.llm.device))
-        return self.states(states_IPD, name_I.to(states_IPD.device))
+        llm = self.lm.llm
+        return self.aligned(llm, self.vectors(x_INC.to(llm.device)), name_I)
 
 
 def stage(config: Config, work: Path) -> Stage:
@@ -111,18 +100,18 @@ def stage(config: Config, work: Path) -> Stage:
     tokens, name_I, names = named_tokens(data, "train", copies=config.copies)
     module = Alignment(whole, names, config.align)
 
+    def as_patches(x_ISC: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(x_ISC[:, 1:])).float()
+
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):
             seen, name, _ = named_tokens(data, split, copies=config.copies if split == "train" else 1)
-            if len(seen):
-                losses = module(take(seen, np.arange(min(len(seen), 512)))[:, 1:], name[:512])
-                yield f"{split}/contrast", losses.parts["contrast"].item()
-                yield f"{split}/named", losses.parts["named"].item()
+            yield from measured(split, seen, name, lambda x, name_I: module(as_patches(x), name_I))
 
     return Stage(
         name=NAME,
         module=module,
-        step=lambda module, i: module(take(tokens, i)[:, 1:], name_I[i]),
+        step=lambda module, i: module(as_patches(tokens[i]), name_I[i]),
         trainable=[
             Trainable("lm.input_projector.*", config.visual_lr),
             *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),

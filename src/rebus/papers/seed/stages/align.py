@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.mini.align import AlignConfig, NameStates, begun, lower, read_states
+from rebus.mini.align import AlignConfig, NameStates, begun, lower, measured, read_states
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen
 from rebus.papers.seed.bank import named_codes
@@ -98,11 +98,7 @@ def stage(config: Config, work: Path) -> Stage:
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):
             ids, name, _ = named_codes(data, whole.tokenizer, split, copies=config.copies if split == "train" else 1)
-            if not len(ids):
-                continue
-            losses = module(ids[:512], name[:512])
-            yield f"{split}/contrast", losses.parts["contrast"].item()
-            yield f"{split}/named", losses.parts["named"].item()
+            yield from measured(split, ids.numpy(), name, lambda some, name_I: module(torch.from_numpy(some), name_I))
 
     def step(module: Alignment, i: np.ndarray) -> Losses:
         return module(ids_IN[i], name_I[i])

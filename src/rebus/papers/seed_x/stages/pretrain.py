@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file
 
 from rebus.checkpoint import convert, load_module, read_tensors
 from rebus.data.loader import Loader
@@ -59,10 +60,10 @@ class Config:
 
     system: SeedXConfig = LEARNING_17B
     """The system whose language model is trained."""
-    projector_start: Literal["random", "captions", "names"] = "random"
+    projector_start: Literal["random", "captions", "names", "aligned"] = "random"
     """Embedded data only: how the projectors begin: as noise (the paper), or so that each query looks at its own place, what it
     finds points to the words of `captions` or to the `names` of what is shown, and what is drawn begins as the mean of all
-    pictures."""
+    pictures. `aligned`: so, but the way in and adapters as `seed_x.align` left them."""
     moved: float = 0.0
     """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time;
     never of edits, whose target shows what the source does."""
@@ -129,7 +130,7 @@ CONFIGS = {
         pack=128,
         one_view=0.7,
         moved=0.6,
-        projector_start="names",
+        projector_start="aligned",
         remember=4096,
         base_dtype="bf16",
         lr=1e-3,
@@ -154,7 +155,9 @@ def stage(
         tokenizer.vision.trunk.load_state_dict(Frozen(work).vision.vit.state_dict())
     module = fresh(config, tokenizer, base, generator)
     if data is None and config.projector_start != "random":
-        begin_projectors(module, Frozen(work), generator, named=config.projector_start == "names")
+        begin_projectors(module, Frozen(work), generator, named=config.projector_start != "captions")
+    if data is None and config.projector_start == "aligned":
+        read_aligned(module, work / "seed_x.align")
     evals: list[Evaluation] = []
     gates: list[Gate] = []
     if data is not None:
@@ -195,6 +198,22 @@ def stage(
         config=config,
         generators={"choices": module.generator},
     )
+
+
+def read_aligned(module: LanguageTraining, folder: Path) -> None:
+    """Sets the way in and the lower layers' adapters to what `seed_x.align` left. Raises RebusError where it has not been run, or for
+    another model."""
+    file = folder / "weights.safetensors"
+    if not file.exists():
+        raise RebusError(
+            f"Reading begins as seed_x.align left it, but there is no {file}. Run `rebus train seed_x.align`, or choose another "
+            "`--projector-start`."
+        )
+    left, ours = load_file(file), module.state_dict()
+    wrong = sorted(name for name, x in left.items() if name not in ours or ours[name].shape != x.shape)
+    if wrong:
+        raise RebusError(f"seed_x.align left weights of another model: {', '.join(wrong[:3])}. Run it again.")
+    module.load_state_dict(left, strict=False)
 
 
 def fresh(config: Config, tokenizer: SeedXTokenizer, base: Path | None, generator: torch.Generator) -> LanguageTraining:

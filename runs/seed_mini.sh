@@ -21,7 +21,8 @@ work=${1:-state}
 "$rebus" train mini.denoiser    --work "$work" --out "$work/mini.denoiser"
 "$rebus" train seed.detokenizer --work "$work" --out "$work/seed.detokenizer"
 
-# the language model
+# the language model: what pictures show, then how to speak of them and draw them
+"$rebus" train seed.align           --work "$work" --out "$work/seed.align"
 "$rebus" train seed.stage3_pretrain --work "$work" --out "$work/seed.stage3_pretrain"
 "$rebus" train seed.stage4_instruct --work "$work" --out "$work/seed.stage4_instruct"
 

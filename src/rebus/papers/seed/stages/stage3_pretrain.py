@@ -97,6 +97,9 @@ class Config:
     """Peak learning rate of the adapters."""
     row_lr: float = 1.5e-4
     """Peak learning rate of the rows of new words."""
+    read_row_lr: float | None = None
+    """Peak learning rate of those of them that are read; none: `row_lr`. Rows that are read as running sums hang together, and
+    fast changes of each alone undo what they say together."""
     in_full: tuple[str, ...] = ("lm.llm.base.*norm*", "lm.llm.base.*embed_tokens*", "lm.llm.base.lm_head*")
     """Patterns of the base model's own parameters that are trained beside the adapters, at their rate: norms, word table
     and head. (The mini leaves them as they are.)"""
@@ -132,8 +135,9 @@ CONFIGS = {
         first_code_weight=6.0,
         code_softmax="position",
         base_dtype="bf16",
-        lr=1e-3,
+        lr=8e-4,
         row_lr=2e-3,
+        read_row_lr=1e-4,
         in_full=(),
         optim=Optim(steps=300, warmup=0.04, min_lr_ratio=0.3, betas=(0.9, 0.95), weight_decay=0.01),
     ),
@@ -275,10 +279,16 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
     )
 
 
+def row_rates(row_lr: float, read_row_lr: float | None) -> list[Trainable]:
+    """New rows, those that are read at a rate of their own where there is one."""
+    read = [] if read_row_lr is None else [Trainable("lm.llm.rows.input.*", read_row_lr)]
+    return [*read, Trainable("lm.llm.rows.*", row_lr)]
+
+
 def trainable(config: Config) -> list[Trainable]:
     """New rows, adapters, and what of the base is trained in full."""
     return [
-        Trainable("lm.llm.rows.*", config.row_lr),
+        *row_rates(config.row_lr, config.read_row_lr),
         Trainable("lm.llm.*lora_*", config.lr),
         *(Trainable(pattern, config.lr) for pattern in config.in_full),
     ]

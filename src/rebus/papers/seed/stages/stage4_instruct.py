@@ -30,7 +30,7 @@ from rebus.mini.replay import WithReplies, base_replies
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
-from rebus.papers.seed.stages.stage3_pretrain import language_weights, training
+from rebus.papers.seed.stages.stage3_pretrain import language_weights, row_rates, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.system import System
 from rebus.train import Optim, Stage, Trainable, parallel
@@ -72,6 +72,9 @@ class Config:
     """Peak learning rate of the adapters."""
     row_lr: float = 1e-4
     """Peak learning rate of the rows of new words."""
+    read_row_lr: float | None = None
+    """Peak learning rate of those of them that are read; none: `row_lr`. Rows that are read as running sums hang together, and
+    fast changes of each alone undo what they say together."""
     optim: Optim = field(
         default_factory=lambda: Optim(
             steps=50_000, warmup=0.07, min_lr_ratio=0.1, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.05, clip=1.0
@@ -99,6 +102,7 @@ CONFIGS = {
         base_dtype="bf16",
         lr=8e-4,
         row_lr=1e-3,
+        read_row_lr=1e-4,
         optim=Optim(steps=2400, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     ),
 }
@@ -169,7 +173,7 @@ def stage(
         module=module,
         step=lambda module, rows: module(rows),
         prepare=lambda module, documents: module.prepare(documents),
-        trainable=[Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)],
+        trainable=[*row_rates(config.row_lr, config.read_row_lr), Trainable("lm.llm.*lora_*", config.lr)],
         data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         gates=ability_gates(config.gates, system, pictures, WATCHED, template="chat"),

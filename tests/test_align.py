@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rebus.mini.align import AlignConfig, NameStates, begun, lower, name_states, read_states
+from rebus.mini.align import AlignConfig, NameStates, Saying, begun, lower, name_states, read_states
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import ByteTokenizer
 
@@ -49,3 +49,29 @@ def test_what_is_like_a_name_costs_nothing_but_the_smoothing() -> None:
     # distances count in units of how names differ
     further = aligned(own + aligned.std_D, which)
     torch.testing.assert_close(further.parts["distance"], torch.tensor(1.0))
+
+
+def test_of_a_reply_the_name_alone_is_learned() -> None:
+    llm, text = text_model(), ByteTokenizer()
+    saying = Saying(text, NAMES)
+    seen = torch.randint(0, 256, (3, 5), generator=torch.Generator().manual_seed(2))
+    places = torch.tensor([0, 1, 7, 8, 9])  # some of an image's places are left out
+    which = torch.tensor([1, 0, 1])
+    losses = saying(llm, list(llm.embed(seen)), which, places)
+    nats, right = [], []
+    for row, k in zip(seen, which.tolist(), strict=True):
+        name = text.encode(f" {NAMES[k]}") + text.encode(".")
+        words = torch.tensor([[*row, *saying.asked_L, *name]])
+        where = torch.cat([places, 10 + torch.arange(words.shape[1] - 5)])
+        logits = llm.base(words, position_ids=where[None], attention_mask=None).logits[0, -len(name) - 1 : -1]
+        nats.append(torch.nn.functional.cross_entropy(logits, torch.tensor(name), reduction="none"))
+        right.append(bool((logits.argmax(-1) == torch.tensor(name)).all()))
+    torch.testing.assert_close(losses.total, torch.cat(nats).mean(), atol=1e-5, rtol=1e-5)
+    assert losses.parts["said"] == sum(right) / 3
+    # images of different numbers of vectors, side by side as each alone
+    images = [*llm.embed(seen), llm.embed(seen[:1])[0, :2]]
+    several = saying(llm, images, torch.tensor([1, 0, 1, 2]))
+    alone = [saying(llm, [image], torch.tensor([k])) for image, k in zip(images, (1, 0, 1, 2), strict=True)]
+    lengths = torch.tensor([len(saying.names[k]) for k in (1, 0, 1, 2)])
+    mean = (torch.stack([one.total for one in alone]) * lengths).sum() / lengths.sum()
+    torch.testing.assert_close(several.total, mean, atol=1e-5, rtol=1e-5)

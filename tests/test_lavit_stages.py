@@ -33,6 +33,7 @@ from rebus.papers.lavit.pack import pack, unpack
 from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.stages import (
     align,
+    naming,
     stage1a_selector,
     stage1b_codebook,
     stage2_language,
@@ -235,8 +236,10 @@ def test_the_codes_of_an_image_that_is_read_are_learned_where_the_switch_says(wo
     assert [word - first for word in words.ids[start:stop]] == encoded.generated.ids_N.tolist()
 
 
-def test_reading_begins_as_alignment_left_projector_and_lower_layers(work: Path) -> None:
-    with pytest.raises(RebusError, match=r"There is no .*lavit\.align/weights\.safetensors.*Train lavit\.align first"):
+def test_reading_begins_as_alignment_and_naming_left_it(work: Path) -> None:
+    with pytest.raises(
+        RebusError, match=r"There is no .*lavit\.naming/weights\.safetensors.*Train lavit\.naming first"
+    ):
         stage2_language.stage(replace(THIRD, projector_start="aligned"), work)
     config = align.Config(SYSTEM, AlignConfig(depth=1, places=2), copies=2, batch=2, lr=1e-2, optim=SHORT)
     stage = align.stage(config, work)
@@ -245,14 +248,19 @@ def test_reading_begins_as_alignment_left_projector_and_lower_layers(work: Path)
     assert {name for name in names if ".base." in name} == {name for name in names if ".layers.0." in name}
     assert 0 <= result.evals["train/named"] <= 1
     left = load_file(work / "lavit.align" / "weights.safetensors")
+    speaker = naming.stage(naming.Config(SYSTEM, copies=1, batch=2, lr=1e-2, optim=SHORT), work)
+    begun = speaker.module.state_dict()
+    assert left and all(torch.equal(begun[name], x) for name, x in left.items())
+    names, result = run(speaker, work)
+    assert {name for name in names if ".layers.1." in name} and 0 <= result.evals["train/said"] <= 1
+    left = load_file(work / "lavit.naming" / "weights.safetensors")
     begun = stage2_language.stage(replace(THIRD, projector_start="aligned"), work).module.state_dict()
     assert left and all(torch.equal(begun[name], x) for name, x in left.items())
     # images of different numbers of vectors are read side by side as each alone
-    held = load_named(work, "train")
+    held, module = load_named(work, "train"), stage.module.eval()
     with torch.no_grad():
         x_INC = Frozen(work).vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
-        module = stage.module.eval()
-        read = lambda x: module.aligned.read(module.lm.llm, module.vectors(x))  # noqa: E731
+        read = lambda x: module.aligned.read(module.lm.llm, align.image_vectors(module.lm, module.tokenizer, x))  # noqa: E731
         alone = torch.cat([read(x_NC[None]) for x_NC in x_INC])
         torch.testing.assert_close(read(x_INC), alone, atol=1e-4, rtol=1e-4)
 

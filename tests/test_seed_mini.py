@@ -28,6 +28,7 @@ from rebus.papers.seed.spelling import mini
 from rebus.papers.seed.stages import (
     align,
     detokenizer,
+    naming,
     stage1_qformer,
     stage2_codebook,
     stage3_pretrain,
@@ -73,6 +74,7 @@ CHAIN = {
         "optim": SHORT,
         "row_lr": 1e-2,
     },
+    naming: {"system": SYSTEM, "copies": 2, "batch": 2, "optim": SHORT},
     stage3_pretrain: TUNED | {"mix": {"caption": 0.5, "draw": 0.5}},
     stage4_instruct: TUNED | {"mix": {"describe": 0.5, "request": 0.5}, "replies": 0.0},
 }
@@ -91,7 +93,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     work, stages = write_work(tmp_path_factory.mktemp("work")), {}
     for module, told in CHAIN.items():
         stage = module.stage(replace(module.CONFIGS["mini"], **told), work)
-        stage.evals = stage.evals if module in (stage1_qformer, stage2_codebook, detokenizer, align) else []
+        stage.evals = stage.evals if module in (stage1_qformer, stage2_codebook, detokenizer, align, naming) else []
         stages[stage.name] = stage
         fit(stage, work / stage.name, device="cpu")
     return Trained(work, stages)
@@ -127,14 +129,29 @@ def test_what_stage_1_learned_of_texts_stays_for_retrieval(trained: Trained, mon
         without.embed_texts(["a"])
 
 
-def test_stage_3_begins_as_alignment_left_rows_and_lower_layers(trained: Trained) -> None:
-    left = stage3_pretrain.language_weights(trained.work / "seed.align")
-    assert {name.partition("layers.")[2][:1] for name in left} == {"", "0"}  # rows, and adapters of one layer of two
+def test_stage_3_begins_as_alignment_and_naming_left_it(trained: Trained) -> None:
+    aligned = stage3_pretrain.language_weights(trained.work / "seed.align")
+    assert {name.partition("layers.")[2][:1] for name in aligned} == {"", "0"}  # rows, and adapters of one layer of two
+    named = stage3_pretrain.language_weights(trained.work / "seed.naming")
+    assert {name.partition("layers.")[2][:1] for name in named} == {"", "0", "1"}
+    begun = naming.stage(replace(naming.CONFIGS["mini"], **CHAIN[naming]), trained.work).module.lm.llm.state_dict()
+    assert all(torch.equal(begun[name], x) for name, x in aligned.items())
     stage = stage3_pretrain.stage(replace(stage3_pretrain.CONFIGS["mini"], **CHAIN[stage3_pretrain]), trained.work)
     begun = stage.module.lm.llm.state_dict()
-    assert all(torch.equal(begun[name], x) for name, x in left.items())
-    with pytest.raises(RebusError, match=r"as seed\.align left it, but there is no .*Run `rebus train seed\.align`"):
+    assert all(torch.equal(begun[name], x) for name, x in named.items())
+    with pytest.raises(RebusError, match=r"as nowhere left it, but there is no .*Run `rebus train nowhere`"):
         stage3_pretrain.read_aligned(stage.module, trained.work / "nowhere")
+
+
+def test_of_an_image_that_is_named_the_last_codes_alone_are_there(trained: Trained) -> None:
+    module = trained.stages["seed.naming"].module
+    llm, ids = module.lm.llm, torch.tensor([[0, 4, 8, 12], [1, 5, 9, 13]])
+    whole, places = align.image_vectors(llm, module.before_B, ids + 262, 4)
+    some, kept = align.image_vectors(llm, module.before_B, ids + 262, 2)
+    before = len(module.before_B)
+    assert kept.tolist() == [*range(before), before + 2, before + 3]
+    torch.testing.assert_close(some, whole[:, kept])  # sums are of all codes, also of those that are not there
+    assert places.tolist() == list(range(before + 4))
 
 
 def test_the_language_model_is_told_of_places(trained: Trained) -> None:

@@ -22,7 +22,7 @@ from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.beginnings import look_nearby
 from rebus.papers.seed_x.language_training import NORMS
-from rebus.papers.seed_x.stages import align, instruct, pretrain
+from rebus.papers.seed_x.stages import align, instruct, naming, pretrain
 from rebus.train import Optim, fit
 from seed_x_mini import INSTRUCT, PRETRAIN, write_all, write_base
 
@@ -88,11 +88,11 @@ def test_what_is_found_points_to_names(folder: Path) -> None:
     assert (named == held.name_N).float().mean() > 0.5
 
 
-def test_reading_begins_as_alignment_left_the_way_in_and_lower_layers(folder: Path) -> None:
+def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
     work = folder / "work"
     aligned = replace(PRETRAIN, projector_start="aligned")
     with pytest.raises(
-        RebusError, match=r"as seed_x\.align left it, but there is no .*Run `rebus train seed_x\.align`"
+        RebusError, match=r"as seed_x\.naming left it, but there is no .*Run `rebus train seed_x\.naming`"
     ):
         pretrain.stage(aligned, work)
     config = align.Config(PRETRAIN.system, AlignConfig(depth=1, places=2), copies=1, batch=2, optim=Optim(steps=2))
@@ -100,6 +100,12 @@ def test_reading_begins_as_alignment_left_the_way_in_and_lower_layers(folder: Pa
     left = load_file(work / "seed_x.align" / "weights.safetensors")
     layers = {name.partition("layers.")[2][:1] for name in left if ".llm." in name}
     assert layers == {"0"} and any(name.startswith("lm.input_projector.") for name in left)
+    speaker = naming.stage(naming.Config(PRETRAIN.system, copies=1, batch=2, optim=Optim(steps=2)), work)
+    begun = speaker.module.state_dict()
+    assert all(torch.equal(begun[name], x) for name, x in left.items())
+    fit(speaker, work / "seed_x.naming", device="cpu")
+    left = load_file(work / "seed_x.naming" / "weights.safetensors")
+    assert {name.partition("layers.")[2][:1] for name in left if ".llm." in name} == {"0", "1"}
     module = pretrain.stage(aligned, work).module
     begun = module.state_dict()
     assert all(torch.equal(begun[name], x) for name, x in left.items())
@@ -107,7 +113,7 @@ def test_reading_begins_as_alignment_left_the_way_in_and_lower_layers(folder: Pa
     picture = Image(PIL.Image.linear_gradient("L").convert("RGB").resize((64, 64)))
     (seen,) = module.tokenizer.encode([picture], {"understanding"})
     assert seen.understood.position_W2.shape == (1, 2)
-    read = align.Alignment(module, ["a", "b"], config.align).vectors(seen.understood.x_WNC)
+    read = align.image_vectors(module.lm, seen.understood.x_WNC)
     torch.testing.assert_close(read[0], module.lm.input_projector([seen.understood]))
 
 

@@ -67,11 +67,9 @@ def begun(text: TextTokenizer) -> list[int]:
     return [*([text.specials[token]] if token in text.specials else []), *text.encode(rest)]
 
 
-def read_states(part: TextModel, words_IL: Tensor, *, left_out: range = range(0)) -> Tensor:
-    """States [I, L, D] of words, which see those before them; those of places in `left_out` are not there, nor seen."""
-    places = [place for place in range(words_IL.shape[1]) if place not in left_out]
-    places_L = torch.tensor(places, device=words_IL.device)
-    return vector_states(part, part.embed(words_IL)[:, places_L], places_L)
+def read_states(part: TextModel, words_IL: Tensor) -> Tensor:
+    """States [I, L, D] of words, which see those before them."""
+    return vector_states(part, part.embed(words_IL), torch.arange(words_IL.shape[1], device=words_IL.device))
 
 
 def vector_states(part: TextModel, x_ILD: Tensor, places_L: Tensor) -> Tensor:
@@ -160,11 +158,74 @@ class VectorAlignment(nn.Module):
         return self.states(states_IPD, name_I.to(states_IPD.device))
 
 
+ASKED = ("<|im_end|>", "\n", "<|im_start|>", "assistant\n")
+"""What stands between an image and the reply to it, special tokens and text by turns."""
+ENDED = "<|im_end|>"
+"""The special token that ends a reply."""
+
+
+class Saying(nn.Module):
+    """The whole language model says of an image what it shows, in as few words as can be: a reply of which the name alone is
+    learned."""
+
+    def __init__(self, text: TextTokenizer, names: Sequence[str]) -> None:
+        super().__init__()
+        start, _, end = SAYING.partition("{}")
+        special = text.specials
+        # a base model without such tokens has a line of its own for what they say
+        asked = [
+            [special[part]] if part in special else text.encode(part)
+            for part in ASKED
+            if "|" not in part or part in special
+        ]
+        self.asked_L = nn.Buffer(torch.tensor(sum(asked, []) + text.encode(start.rstrip())), persistent=False)
+        last = [special[ENDED]] if ENDED in special else text.encode(".")
+        self.names = [torch.tensor(text.encode(f" {name}{end}") + last) for name in names]
+
+    def forward(
+        self, llm: TextModel, images: Sequence[Tensor], name_I: Tensor, places_B: Tensor | None = None
+    ) -> Losses:
+        """The vectors of each image and what stands before it, [T, D], and which name it has; `places_B` are their places, the
+        same for all images, where these are not simply one after the other."""
+        device, asked = llm.device, len(self.asked_L)
+        said = [self.names[k].to(device) for k in name_I.tolist()]
+        # what stands behind a name's last word but one is not needed, nor seen
+        after = [llm.embed(torch.cat([self.asked_L, words[:-1]])[None])[0] for words in said]
+        x_ILD = pad_sequence([torch.cat(pair) for pair in zip(images, after, strict=True)], batch_first=True)
+        places_L = torch.arange(x_ILD.shape[1], device=device)
+        if places_B is not None:
+            places_L[: len(places_B)] = places_B
+            places_L[len(places_B) :] += places_B[-1] + 1 - len(places_B)
+        states_ILD = vector_states(llm, x_ILD, places_L)
+        first = [len(image) + asked - 1 for image in images]
+        spans = [states_ILD[i, k : k + len(words)] for i, (k, words) in enumerate(zip(first, said, strict=True))]
+        logits_TV, said_T = llm.logits(torch.cat(spans)).float(), torch.cat(said)
+        right = (logits_TV.argmax(-1) == said_T).split([len(words) for words in said])
+        share = sum(float(of.all()) for of in right) / len(right)
+        return Losses(F.cross_entropy(logits_TV, said_T), {"said": share})
+
+
+class VectorNaming(nn.Module):
+    """A language model that reads an image as vectors, and says what it shows."""
+
+    def __init__(self, text: TextTokenizer, begin_image: int, end_image: int, names: Sequence[str]) -> None:
+        super().__init__()
+        self.saying = Saying(text, names)
+        self.before_B = nn.Buffer(torch.tensor([*begun(text), begin_image]), persistent=False)
+        self.end_1 = nn.Buffer(torch.tensor([end_image]), persistent=False)
+
+    def forward(self, llm: TextModel, images: Sequence[Tensor], name_I: Tensor) -> Losses:
+        """The vectors of each image, [T, D], and which name it has."""
+        before_BD, end_1D = llm.embed(self.before_B[None])[0], llm.embed(self.end_1[None])[0]
+        around = [torch.cat([before_BD, image.to(llm.dtype), end_1D]) for image in images]
+        return self.saying(llm, around, name_I)
+
+
 def measured(
     split: str, array: np.ndarray, name_I: Tensor, losses: Callable[[np.ndarray, Tensor], Losses], most: int = 512
 ) -> Iterator[tuple[str, float]]:
-    """How well the first `most` images of a split are told apart, for a stage's evaluation; nothing of an empty split."""
+    """What a stage's losses say of the first `most` images of a split, for its evaluation; nothing of an empty split."""
     if len(name_I):
-        parts = losses(array[:most], name_I[:most]).parts
-        for figure in ("contrast", "named"):
-            yield f"{split}/{figure}", float(parts[figure])
+        of = losses(array[:most], name_I[:most])
+        for figure, value in {"loss": of.total, **of.parts}.items():
+            yield f"{split}/{figure}", float(value)

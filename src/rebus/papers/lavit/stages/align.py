@@ -11,21 +11,22 @@ C width · D language-model width
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.mini.align import AlignConfig, VectorAlignment, measured
-from rebus.mini.bank import IndexBatches
-from rebus.mini.frozen import Frozen, named_tokens
+from rebus.lm import InterleavedLM
+from rebus.mini.align import AlignConfig, VectorAlignment
+from rebus.mini.frozen import Frozen
+from rebus.mini.named import load_named
+from rebus.mini.named_stage import named_stage
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language_training import LanguageTraining, begin
 from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.stages.stage2_language import start_projector
+from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
 from rebus.train import Losses, Optim, Stage, Trainable
 
@@ -68,56 +69,44 @@ class Alignment(nn.Module):
         grammar = whole.grammar
         self.aligned = VectorAlignment(whole.lm.llm, grammar.text, grammar.config.begin_image, names, config)
 
-    def vectors(self, x_INC: Tensor) -> list[Tensor]:
-        """What the language model reads of images of these patches, [T, D] each."""
-        projector = self.lm.input_projector
-        assert isinstance(projector, LavitInputProjector)
-        keep_IN = self.tokenizer.keep(x_INC)
-        return list(projector.proj(projector.merger.kept(x_INC, keep_IN)).split(keep_IN.sum(1).tolist()))
-
     def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
         """Patches of images, and which name each has."""
         llm = self.lm.llm
-        return self.aligned(llm, self.vectors(x_INC.to(llm.device)), name_I)
+        return self.aligned(llm, image_vectors(self.lm, self.tokenizer, x_INC), name_I)
 
 
-def stage(config: Config, work: Path) -> Stage:
-    """Needs `work/emoji`, and the weights of mini.vision and both phases of stage 1 under `work`."""
-    generator = torch.Generator().manual_seed(config.seed)
-    data = Frozen(work)
-    whole = begin(
-        config.system,
-        bank_tokenizer(config.system.tokenizer, data),
+def image_vectors(lm: InterleavedLM, tokenizer: LavitTokenizer, x_INC: Tensor) -> list[Tensor]:
+    """What the language model reads of images of these patches, [T, D] each."""
+    projector = lm.input_projector
+    assert isinstance(projector, LavitInputProjector)
+    x_INC = x_INC.to(lm.llm.device)
+    keep_IN = tokenizer.keep(x_INC)
+    return list(projector.proj(projector.merger.kept(x_INC, keep_IN)).split(keep_IN.sum(1).tolist()))
+
+
+def fresh(system: LavitConfig, data: Frozen, seed: int) -> LanguageTraining:
+    """The language model that has learned nothing yet, on the bank's tokenizer."""
+    return begin(
+        system,
+        bank_tokenizer(system.tokenizer, data),
         template="plain",
         loss="reply",
         pack=None,
         visual_loss=False,
         selection="expected",
         base_dtype="bf16",
-        generator=generator,
+        generator=torch.Generator().manual_seed(seed),
     )
+
+
+def stage(config: Config, work: Path) -> Stage:
+    """Needs `work/emoji`, and the weights of mini.vision and both phases of stage 1 under `work`."""
+    data = Frozen(work)
+    whole = fresh(config.system, data, config.seed)
     start_projector(whole, data, named=True)
-    tokens, name_I, names = named_tokens(data, "train", copies=config.copies)
-    module = Alignment(whole, names, config.align)
-
-    def as_patches(x_ISC: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(x_ISC[:, 1:])).float()
-
-    def evaluate() -> Iterator[tuple[str, float]]:
-        for split in ("train", "val"):
-            seen, name, _ = named_tokens(data, split, copies=config.copies if split == "train" else 1)
-            yield from measured(split, seen, name, lambda x, name_I: module(as_patches(x), name_I))
-
-    return Stage(
-        name=NAME,
-        module=module,
-        step=lambda module, i: module(as_patches(tokens[i]), name_I[i]),
-        trainable=[
-            Trainable("lm.input_projector.*", config.visual_lr),
-            *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
-        ],
-        data=IndexBatches(len(name_I), config.batch, seed=config.seed),
-        evals=[evaluate],
-        optim=config.optim,
-        config=config,
-    )
+    module = Alignment(whole, load_named(work, "train").names, config.align)
+    trainable = [
+        Trainable("lm.input_projector.*", config.visual_lr),
+        *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
+    ]
+    return named_stage(NAME, module, data, config, trainable)

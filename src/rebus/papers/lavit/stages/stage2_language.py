@@ -84,7 +84,7 @@ class Config:
     pictures."""
     projector_start: Literal["random", "captions", "names", "aligned"] = "random"
     """How the projector's linear layer begins: as noise, from the words that describe pictures, or from their names; `aligned`:
-    projector and adapters as `lavit.align` left them."""
+    projector and adapters as `lavit.align` and `lavit.naming` left them."""
     loss: LossKind = "paper"
     """Which words are learned: `paper` all of them, `reply` what follows the first message."""
     mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
@@ -212,7 +212,7 @@ def stage(
     if config.row_start == "captions":
         start_rows(module, frozen)
     if config.projector_start == "aligned":
-        go_on(module, work / "lavit.align")
+        go_on(module, work / "lavit.naming")
     elif config.projector_start != "random":
         start_projector(module, frozen, named=config.projector_start == "names")
     pictures = load_pictures(work / "emoji")

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.mini.align import AlignConfig, NameStates, begun, lower, measured, read_states
+from rebus.mini.align import AlignConfig, NameStates, begun, lower, measured, vector_states
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen
+from rebus.nn.text_model import TextModel
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, start_rows, training
 from rebus.papers.seed.variants import MINI, SeedConfig
@@ -73,17 +74,23 @@ class Alignment(nn.Module):
     def read(self, ids_IN: Tensor) -> Tensor:
         """States of the last places of images of these codes, [I, P, D]."""
         config = self.states.config
-        before_IB = self.before.expand(len(ids_IN), -1)
-        words_IL = torch.cat([before_IB, ids_IN.to(before_IB.device) + self.grammar.first_code], 1)
-        first = before_IB.shape[1]
-        left_out = range(first, first + max(0, ids_IN.shape[1] - self.last))
-        states_ILD = read_states(lower(self.lm.llm, config.depth), words_IL, left_out=left_out)
-        return states_ILD[:, -config.places :]
+        x_ILD, places_L = image_vectors(self.lm.llm, self.before, ids_IN + self.grammar.first_code, self.last)
+        return vector_states(lower(self.lm.llm, config.depth), x_ILD, places_L)[:, -config.places :]
 
     def forward(self, ids_IN: Tensor, name_I: Tensor) -> Losses:
         """Codes of images, and which name each has."""
         states_IPD = self.read(ids_IN)
         return self.states(states_IPD, name_I.to(states_IPD.device))
+
+
+def image_vectors(llm: TextModel, before_B: Tensor, words_IN: Tensor, last: int) -> tuple[Tensor, Tensor]:
+    """What the language model reads of images of these words and of what stands `before` them, of the codes the `last` alone:
+    vectors [I, L, D] and the places [L] that they have."""
+    words_IL = torch.cat([before_B.expand(len(words_IN), -1), words_IN.to(before_B.device)], 1)
+    left_out = max(0, words_IN.shape[1] - last)
+    places_L = torch.arange(words_IL.shape[1], device=before_B.device)
+    places_L = places_L[(places_L < len(before_B)) | (places_L >= len(before_B) + left_out)]
+    return llm.embed(words_IL)[:, places_L], places_L
 
 
 def stage(config: Config, work: Path) -> Stage:

@@ -66,8 +66,8 @@ class Config:
     row_start: Literal["random", "captions", "names", "aligned"] = "random"
     """How the rows of codes begin: as noise (the paper), from the words of the `captions` of their pictures, or the input
     rows from the `names` of these, by contrast. (Which of 1,413 names is meant, by the sum of a picture's rows: `captions`
-    83 % of trained pictures and 5 % of 144 others, `names` 86 % and 26 %.) `aligned`: rows and adapters as `seed.align` left
-    them."""
+    83 % of trained pictures and 5 % of 144 others, `names` 86 % and 26 %.) `aligned`: rows and adapters as
+    `seed.align` and `seed.naming` left them."""
     template: TemplateName = "plain"
     """How documents are laid out."""
     loss: LossKind = "paper"
@@ -315,7 +315,7 @@ def stage(
     )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "aligned":
-        read_aligned(module, work)
+        read_aligned(module, work / "seed.naming")
     elif config.row_start != "random":
         start_rows(module, work, named=config.row_start == "names")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
@@ -369,19 +369,17 @@ def start_rows(module: LanguageTraining, work: Path, *, named: bool) -> None:
         rows.output.weight_VD[: config.codes] = output_KD
 
 
-def read_aligned(module: LanguageTraining, work: Path) -> None:
-    """Sets rows and the lower layers' adapters to what `seed.align` left under `work`. Raises RebusError where it has not been run, or
+def read_aligned(module: LanguageTraining, folder: Path) -> None:
+    """Sets rows and adapters to what `seed.align` or `seed.naming` left in `folder`. Raises RebusError where it has not been run, or
     for another model."""
-    folder = work / "seed.align"
     if not (folder / "weights.safetensors").exists():
         raise RebusError(
-            f"Reading begins as seed.align left it, but there is no {folder / 'weights.safetensors'}. Run `rebus train seed.align`, or "
-            "choose another `--row-start`."
+            f"Reading begins as {folder.name} left it, but there is no {folder / 'weights.safetensors'}. Run "
+            f"`rebus train {folder.name}`, or choose another `--row-start`."
         )
-    left = language_weights(folder)
-    _, unexpected = module.lm.llm.load_state_dict(left, strict=False)
+    _, unexpected = module.lm.llm.load_state_dict(language_weights(folder), strict=False)
     if unexpected:
-        raise RebusError(f"seed.align left weights of another model: {', '.join(unexpected[:3])}. Run it again.")
+        raise RebusError(f"{folder.name} left weights of another model: {', '.join(unexpected[:3])}. Run it again.")
 
 
 def language_weights(folder: Path) -> dict[str, Tensor]:

@@ -6,22 +6,22 @@ lower layers' adapters.
 
     rebus train seed_x.align --config mini --work state
 
-Dimension key: I images · N patches · S patches and the class token · C width
+Dimension key: I images · N patches · W views of an image · C width · D language-model width
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.mini.align import AlignConfig, VectorAlignment, measured
-from rebus.mini.bank import IndexBatches
-from rebus.mini.frozen import Frozen, named_tokens
+from rebus.lm import InterleavedLM
+from rebus.mini.align import AlignConfig, VectorAlignment
+from rebus.mini.frozen import Frozen
+from rebus.mini.named import load_named
+from rebus.mini.named_stage import named_stage
 from rebus.papers.seed_x.beginnings import begin_projectors
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXInputProjector
@@ -71,49 +71,36 @@ class Alignment(nn.Module):
         grammar = whole.grammar
         self.aligned = VectorAlignment(whole.lm.llm, grammar.text, grammar.config.begin_image, names, config)
 
-    def vectors(self, x_INC: Tensor) -> list[Tensor]:
-        """What the language model reads of images of these patches, each one view: [slots, D] each."""
-        projector, where_W2 = self.lm.input_projector, positions(None)
-        assert isinstance(projector, SeedXInputProjector)
-        read_TD = projector([Features(x_NC[None], "", where_W2) for x_NC in x_INC])
-        return list(read_TD.chunk(len(x_INC)))
-
     def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
         """Patches of images, and which name each has."""
         llm = self.lm.llm
-        return self.aligned(llm, self.vectors(x_INC.to(llm.device)), name_I)
+        return self.aligned(llm, image_vectors(self.lm, x_INC), name_I)
+
+
+def image_vectors(lm: InterleavedLM, x_INC: Tensor) -> list[Tensor]:
+    """What the language model reads of images of these patches, each one view: [slots, D] each."""
+    projector, where_W2 = lm.input_projector, positions(None)
+    assert isinstance(projector, SeedXInputProjector)
+    return list(projector([Features(x_NC[None], "", where_W2) for x_NC in x_INC]).chunk(len(x_INC)))
+
+
+def fresh(system: SeedXConfig, data: Frozen, seed: int) -> LanguageTraining:
+    """The language model that has learned nothing yet, on the bank's vision encoder."""
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = SeedXTokenizer(system.tokenizer, generator=generator)
+    tokenizer.vision.trunk.load_state_dict(data.vision.vit.state_dict())
+    config = pretrain.Config(system, locations="smooth", base_dtype="bf16", seed=seed)
+    return pretrain.fresh(config, tokenizer, None, generator)
 
 
 def stage(config: Config, work: Path) -> Stage:
     """Needs `work/emoji`, and the weights of mini.vision under `work`."""
-    generator = torch.Generator().manual_seed(config.seed)
     data = Frozen(work)
-    tokenizer = SeedXTokenizer(config.system.tokenizer, generator=generator)
-    tokenizer.vision.trunk.load_state_dict(data.vision.vit.state_dict())
-    begun = pretrain.Config(config.system, locations="smooth", base_dtype="bf16", seed=config.seed)
-    whole = pretrain.fresh(begun, tokenizer, None, generator)
-    begin_projectors(whole, data, generator, named=True)
-    tokens, name_I, names = named_tokens(data, "train", copies=config.copies)
-    module = Alignment(whole, names, config.align)
-
-    def as_patches(x_ISC: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(x_ISC[:, 1:])).float()
-
-    def evaluate() -> Iterator[tuple[str, float]]:
-        for split in ("train", "val"):
-            seen, name, _ = named_tokens(data, split, copies=config.copies if split == "train" else 1)
-            yield from measured(split, seen, name, lambda x, name_I: module(as_patches(x), name_I))
-
-    return Stage(
-        name=NAME,
-        module=module,
-        step=lambda module, i: module(as_patches(tokens[i]), name_I[i]),
-        trainable=[
-            Trainable("lm.input_projector.*", config.visual_lr),
-            *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
-        ],
-        data=IndexBatches(len(name_I), config.batch, seed=config.seed),
-        evals=[evaluate],
-        optim=config.optim,
-        config=config,
-    )
+    whole = fresh(config.system, data, config.seed)
+    begin_projectors(whole, data, torch.Generator().manual_seed(config.seed), named=True)
+    module = Alignment(whole, load_named(work, "train").names, config.align)
+    trainable = [
+        Trainable("lm.input_projector.*", config.visual_lr),
+        *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
+    ]
+    return named_stage(NAME, module, data, config, trainable)

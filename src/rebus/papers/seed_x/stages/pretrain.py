@@ -63,7 +63,8 @@ class Config:
     projector_start: Literal["random", "captions", "names", "aligned"] = "random"
     """Embedded data only: how the projectors begin: as noise (the paper), or so that each query looks at its own place, what it
     finds points to the words of `captions` or to the `names` of what is shown, and what is drawn begins as the mean of all
-    pictures. `aligned`: so, but the way in and adapters as `seed_x.align` left them."""
+    pictures. `aligned`: so, but the way in and adapters as `seed_x.align` and `seed_x.naming` left
+    them."""
     moved: float = 0.0
     """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time;
     never of edits, whose target shows what the source does."""
@@ -157,7 +158,7 @@ def stage(
     if data is None and config.projector_start != "random":
         begin_projectors(module, Frozen(work), generator, named=config.projector_start != "captions")
     if data is None and config.projector_start == "aligned":
-        read_aligned(module, work / "seed_x.align")
+        read_aligned(module, work / "seed_x.naming")
     evals: list[Evaluation] = []
     gates: list[Gate] = []
     if data is not None:
@@ -201,18 +202,18 @@ def stage(
 
 
 def read_aligned(module: LanguageTraining, folder: Path) -> None:
-    """Sets the way in and the lower layers' adapters to what `seed_x.align` left. Raises RebusError where it has not been run, or for
-    another model."""
+    """Sets the way in and adapters to what `seed_x.align` or `seed_x.naming` left in `folder`. Raises RebusError where it has not been
+    run, or for another model."""
     file = folder / "weights.safetensors"
     if not file.exists():
         raise RebusError(
-            f"Reading begins as seed_x.align left it, but there is no {file}. Run `rebus train seed_x.align`, or choose another "
+            f"Reading begins as {folder.name} left it, but there is no {file}. Run `rebus train {folder.name}`, or choose another "
             "`--projector-start`."
         )
     left, ours = load_file(file), module.state_dict()
     wrong = sorted(name for name, x in left.items() if name not in ours or ours[name].shape != x.shape)
     if wrong:
-        raise RebusError(f"seed_x.align left weights of another model: {', '.join(wrong[:3])}. Run it again.")
+        raise RebusError(f"{folder.name} left weights of another model: {', '.join(wrong[:3])}. Run it again.")
     module.load_state_dict(left, strict=False)
 
 

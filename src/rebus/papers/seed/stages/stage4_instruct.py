@@ -91,7 +91,7 @@ CONFIGS = {
     "paper": Config(),
     "mini": Config(
         system=MINI,
-        mix={"describe": 0.48, "request": 0.3, "question": 0.1, "chat": 0.06, "album": 0.06},
+        mix={"describe": 0.4, "request": 0.38, "question": 0.1, "chat": 0.06, "album": 0.06},
         replies=0.05,
         first_code_weight=6.0,
         word_weight=3.0,
@@ -100,7 +100,7 @@ CONFIGS = {
         batch=16,
         pack=128,
         base_dtype="bf16",
-        lr=8e-4,
+        lr=6e-4,
         row_lr=1e-3,
         read_row_lr=1e-4,
         optim=Optim(steps=2400, warmup=0.03, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),

@@ -334,10 +334,12 @@ def _value(kind: Any, data: Any, where: str) -> Any:
 
 
 def _member(kinds: Sequence[Any], data: Any) -> Any:
-    """Which of a union's types `data` was written from: the dataclass with the same fields, else the plain one."""
+    """Which of a union's types `data` was written from: the dataclass that knows all of its fields, and of several the one that has
+    fewest others (an earlier version may have written it, before a field came to be); else the plain one."""
     if isinstance(data, dict):
-        for kind in kinds:
-            if dataclasses.is_dataclass(kind) and {f.name for f in dataclasses.fields(kind)} == data.keys():
-                return kind
+        fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in kinds if dataclasses.is_dataclass(kind)}
+        knowing = [kind for kind, names in fields.items() if data.keys() <= names]
+        if knowing:
+            return min(knowing, key=lambda kind: len(fields[kind]))
     tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
     return tuples[0] if isinstance(data, list) and tuples else type(data)

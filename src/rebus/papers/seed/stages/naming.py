@@ -46,7 +46,7 @@ class Config:
     row_lr: float = 1e-4
     """Peak learning rate of the codes' rows."""
     optim: Optim = field(
-        default_factory=lambda: Optim(steps=600, warmup=0.05, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01)
+        default_factory=lambda: Optim(steps=500, warmup=0.05, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01)
     )
     """Optimiser and schedule."""
     seed: int = 42

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from rebus.errors import RebusError
 from rebus.mini.align import AlignConfig, NameStates, Saying, begun, lower, name_states, read_states
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import ByteTokenizer
@@ -37,6 +39,17 @@ def test_states_of_a_name_are_those_of_its_last_words() -> None:
     for name, state in zip(NAMES, states, strict=True):
         words = torch.tensor([[*begun(text), *text.encode(f"A picture of {name}")]])
         torch.testing.assert_close(read_states(lower(llm, 2), words)[0, -3:], state, atol=1e-5, rtol=1e-5)
+
+
+def test_more_places_than_words_are_refused() -> None:
+    llm, text = text_model(), ByteTokenizer()
+    shortest = len("A picture of bear")
+    assert name_states(lower(llm, 1), text, NAMES, shortest).shape == (3, shortest, 32)
+    for places in (0, shortest + 1):
+        with pytest.raises(
+            RebusError, match=f"places={places} and the shortest name has {shortest}.*Give 1 to {shortest}"
+        ):
+            name_states(lower(llm, 1), text, NAMES, places)
 
 
 def test_what_is_like_a_name_costs_nothing_but_the_smoothing() -> None:

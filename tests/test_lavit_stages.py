@@ -241,14 +241,20 @@ def test_reading_begins_as_alignment_and_naming_left_it(work: Path) -> None:
         RebusError, match=r"There is no .*lavit\.naming/weights\.safetensors.*Train lavit\.naming first"
     ):
         stage2_language.stage(replace(THIRD, projector_start="aligned"), work)
-    config = align.Config(SYSTEM, AlignConfig(depth=1, places=2), copies=2, batch=2, lr=1e-2, optim=SHORT)
+    config = align.Config(system=SYSTEM, align=AlignConfig(depth=1, places=2), copies=2, batch=2, lr=1e-2, optim=SHORT)
     stage = align.stage(config, work)
+    # where processes train together it is their wrapper that must be called
+    assert stage.step(lambda x_INC, name_I: (x_INC.shape[1], x_INC.dtype, len(name_I)), [0, 1]) == (
+        64,
+        torch.float32,
+        2,
+    )
     names, result = run(stage, work)
     assert tops(names, 3) == {"lm.input_projector.merger", "lm.input_projector.proj", "lm.llm.base"}
     assert {name for name in names if ".base." in name} == {name for name in names if ".layers.0." in name}
     assert 0 <= result.evals["train/named"] <= 1
     left = load_file(work / "lavit.align" / "weights.safetensors")
-    speaker = naming.stage(naming.Config(SYSTEM, copies=1, batch=2, lr=1e-2, optim=SHORT), work)
+    speaker = naming.stage(naming.Config(system=SYSTEM, copies=1, batch=2, lr=1e-2, optim=SHORT), work)
     begun = speaker.module.state_dict()
     assert left and all(torch.equal(begun[name], x) for name, x in left.items())
     names, result = run(speaker, work)

@@ -16,6 +16,7 @@ from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.mini.align import AlignConfig
 from rebus.mini.frozen import Frozen
+from rebus.mini.named_stage import read_stage
 from rebus.mini.pack import pack as pack_shared
 from rebus.nn.running_sums import SummedWords
 from rebus.papers.seed import pack as packing
@@ -139,8 +140,20 @@ def test_stage_3_begins_as_alignment_and_naming_left_it(trained: Trained) -> Non
     stage = stage3_pretrain.stage(replace(stage3_pretrain.CONFIGS["mini"], **CHAIN[stage3_pretrain]), trained.work)
     begun = stage.module.lm.llm.state_dict()
     assert all(torch.equal(begun[name], x) for name, x in named.items())
-    with pytest.raises(RebusError, match=r"as nowhere left it, but there is no .*Run `rebus train nowhere`"):
-        stage3_pretrain.read_aligned(stage.module, trained.work / "nowhere")
+    with pytest.raises(
+        RebusError, match=r"There is no .*nowhere/weights\.safetensors.*Run `rebus train nowhere` first"
+    ):
+        read_stage(stage.module, trained.work / "nowhere")
+    with pytest.raises(RebusError, match=r"are of another model: \d+ of their \d+ tensors do not fit"):
+        read_stage(torch.nn.Linear(2, 2), trained.work / "seed.naming")
+    few = replace(align.CONFIGS["mini"], **CHAIN[align] | {"last": 1})
+    with pytest.raises(
+        RebusError, match="The last 2 places of an image are compared, but only its last 1 codes are there"
+    ):
+        align.stage(few, trained.work)
+    rates = {entry.pattern: entry.lr for entry in stage.trainable}
+    assert list(rates)[:2] == ["lm.llm.rows.input.*", "lm.llm.rows.*"]  # the first pattern that fits decides
+    assert rates["lm.llm.rows.input.*"] == 1e-4 and rates["lm.llm.rows.*"] == TUNED["row_lr"]
 
 
 def test_of_an_image_that_is_named_the_last_codes_alone_are_there(trained: Trained) -> None:

@@ -92,15 +92,18 @@ def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
     work = folder / "work"
     aligned = replace(PRETRAIN, projector_start="aligned")
     with pytest.raises(
-        RebusError, match=r"as seed_x\.naming left it, but there is no .*Run `rebus train seed_x\.naming`"
+        RebusError,
+        match=r"There is no .*seed_x\.naming.*from which this goes on\. Run `rebus train seed_x\.naming` first",
     ):
         pretrain.stage(aligned, work)
-    config = align.Config(PRETRAIN.system, AlignConfig(depth=1, places=2), copies=1, batch=2, optim=Optim(steps=2))
+    config = align.Config(
+        system=PRETRAIN.system, align=AlignConfig(depth=1, places=2), copies=1, batch=2, optim=Optim(steps=2)
+    )
     fit(align.stage(config, work), work / "seed_x.align", device="cpu")
     left = load_file(work / "seed_x.align" / "weights.safetensors")
     layers = {name.partition("layers.")[2][:1] for name in left if ".llm." in name}
     assert layers == {"0"} and any(name.startswith("lm.input_projector.") for name in left)
-    speaker = naming.stage(naming.Config(PRETRAIN.system, copies=1, batch=2, optim=Optim(steps=2)), work)
+    speaker = naming.stage(naming.Config(system=PRETRAIN.system, copies=1, batch=2, optim=Optim(steps=2)), work)
     begun = speaker.module.state_dict()
     assert all(torch.equal(begun[name], x) for name, x in left.items())
     fit(speaker, work / "seed_x.naming", device="cpu")

@@ -11,15 +11,15 @@ Dimension key: I images · Q names · P places · L length · D language-model w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from rebus.errors import RebusError
 from rebus.nn.text_model import TextModel
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.train import Losses
@@ -115,9 +115,17 @@ class NameStates(nn.Module):
 
 @torch.no_grad()
 def name_states(part: TextModel, text: TextTokenizer, names: Sequence[str], places: int) -> Tensor:
-    """States of the last `places` words of the saying with each name, [Q, P, D] float32."""
+    """States of the last `places` words of the saying with each name, [Q, P, D] float32. Raises RebusError where a name
+    has fewer."""
     before = begun(text)
-    rows = [[*before, *text.encode(SAYING.format(name))] for name in names]
+    said = [text.encode(SAYING.format(name)) for name in names]
+    shortest = min(map(len, said))
+    if not 1 <= places <= shortest:
+        raise RebusError(
+            f"The last places of an image are compared with a name's last words, but places={places} and the shortest name has "
+            f"{shortest} with what is said around it. Give 1 to {shortest}."
+        )
+    rows = [[*before, *words] for words in said]
     states = []
     for start in range(0, len(rows), 128):
         some = rows[start : start + 128]
@@ -219,13 +227,3 @@ class VectorNaming(nn.Module):
         before_BD, end_1D = llm.embed(self.before_B[None])[0], llm.embed(self.end_1[None])[0]
         around = [torch.cat([before_BD, image.to(llm.dtype), end_1D]) for image in images]
         return self.saying(llm, around, name_I)
-
-
-def measured(
-    split: str, array: np.ndarray, name_I: Tensor, losses: Callable[[np.ndarray, Tensor], Losses], most: int = 512
-) -> Iterator[tuple[str, float]]:
-    """What a stage's losses say of the first `most` images of a split, for its evaluation; nothing of an empty split."""
-    if len(name_I):
-        of = losses(array[:most], name_I[:most])
-        for figure, value in {"loss": of.total, **of.parts}.items():
-            yield f"{split}/{figure}", float(value)

@@ -1,57 +1,102 @@
-"""A stage of training over pictures of one thing, of which the vision encoder's patches and the name are given.
+"""Stages of training over pictures of one thing with their names: `align` and `naming` of every paper.
 
-Dimension key: I images · N patches · S patches and the class token · C width
+Dimension key: I images · S patches and the class token · C width
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rebus.mini.align import measured
+from rebus.errors import RebusError
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen, named_tokens
 from rebus.train import Losses, Optim, Stage, Trainable
 
 
-class NamedConfig(Protocol):
-    """What of a stage's config is about its batches."""
+@dataclass(frozen=True)
+class NamedConfig:
+    """What all these stages are told; the defaults are those of `naming`."""
 
-    @property
-    def copies(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def optim(self) -> Optim: ...
-    @property
-    def seed(self) -> int: ...
+    copies: int = 4
+    """How often each picture is there: as it is, and moved, turned and tinted."""
+    batch: int = 64
+    """Images of one step."""
+    lr: float = 1e-3
+    """Peak learning rate of the language model's adapters."""
+    optim: Optim = field(
+        default_factory=lambda: Optim(steps=500, warmup=0.05, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01)
+    )
+    """Optimiser and schedule."""
+    seed: int = 42
+    """Order of the images and initial weights."""
+
+
+ALIGN_OPTIM = Optim(steps=600, warmup=0.05, min_lr_ratio=0.02, betas=(0.9, 0.95), weight_decay=0.01)
+"""Optimiser and schedule of `align`."""
+
+Seen = Callable[[str], tuple[np.ndarray, Tensor]]
+"""Of a split: what the module is given of each image, and the place of its name in the list of names."""
+
+
+def patches(data: Frozen, config: NamedConfig) -> Seen:
+    """The vision encoder's patches of named pictures, [I, S − 1, C]; those of other splits than training's as they are."""
+
+    def seen(split: str) -> tuple[np.ndarray, Tensor]:
+        tokens, name_I, _ = named_tokens(data, split, copies=config.copies if split == "train" else 1)
+        return tokens[:, 1:], name_I
+
+    return seen
 
 
 def named_stage(
-    name: str, module: nn.Module, data: Frozen, config: NamedConfig, trainable: list[Trainable], *, most: int = 512
+    name: str, module: nn.Module, seen: Seen, config: NamedConfig, trainable: list[Trainable], *, most: int = 512
 ) -> Stage:
-    """`module` takes patches x_INC and a place in the list of names for each image; `most` images of a split are measured."""
-    tokens, name_I, _ = named_tokens(data, "train", copies=config.copies)
+    """`module` takes what is `seen` of images and their names, and returns losses; the first `most` images of a split are
+    measured."""
+    images, name_I = seen("train")
 
-    def losses(x_ISC: np.ndarray, name_I: Tensor) -> Losses:
-        return module(torch.from_numpy(np.array(x_ISC[:, 1:])).float(), name_I)
+    def losses(module: nn.Module, some: np.ndarray, name_I: Tensor) -> Losses:
+        x = torch.from_numpy(np.array(some))
+        return module(x.float() if x.is_floating_point() else x, name_I)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         for split in ("train", "val"):
-            seen, name_I, _ = named_tokens(data, split, copies=config.copies if split == "train" else 1)
-            yield from measured(split, seen, name_I, losses, most)
+            measured, names_I = seen(split)
+            if len(names_I):
+                of = losses(module, measured[:most], names_I[:most])
+                for figure, value in {"loss": of.total, **of.parts}.items():
+                    yield f"{split}/{figure}", float(value)
 
     return Stage(
         name=name,
         module=module,
-        step=lambda module, i: losses(tokens[i], name_I[i]),
+        step=lambda module, i: losses(module, images[i], name_I[i]),
         trainable=trainable,
         data=IndexBatches(len(name_I), config.batch, seed=config.seed),
         evals=[evaluate],
         optim=config.optim,
         config=config,
     )
+
+
+def read_stage(module: nn.Module, folder: Path) -> None:
+    """Lays what one of these stages left in `folder` over the module. Raises RebusError where it has not been run, or for another
+    model."""
+    file = folder / "weights.safetensors"
+    if not file.exists():
+        raise RebusError(f"There is no {file}, from which this goes on. Run `rebus train {folder.name}` first.")
+    left, ours = load_file(file), module.state_dict()
+    wrong = sorted(name for name, x in left.items() if name not in ours or ours[name].shape != x.shape)
+    if wrong:
+        raise RebusError(
+            f"The weights in {folder} are of another model: {len(wrong)} of their {len(left)} tensors do not fit "
+            f"({', '.join(wrong[:3])}). Run `rebus train {folder.name}` again for this one."
+        )
+    module.load_state_dict(left, strict=False)

@@ -86,7 +86,8 @@ MINI = SeedConfig(
     base="mini",
 )
 """The mini's language model reads codes as running sums (our choice): codes add up, and what the last one is read as is then the
-whole picture. Read alone, as in the paper, 4,800 captions taught it nothing of what a picture shows."""
+whole picture. (Aligned with names for 150 steps, the lower layers named 10 % of trained pictures so and 1 % where codes were read
+alone, as in the paper.)"""
 V1_MINI = SeedConfig(
     tokenizer=replace(
         MINI_TOKENIZER,

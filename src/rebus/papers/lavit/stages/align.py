@@ -21,43 +21,31 @@ from rebus.lm import InterleavedLM
 from rebus.mini.align import AlignConfig, VectorAlignment
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
-from rebus.mini.named_stage import named_stage
+from rebus.mini.named_stage import ALIGN_OPTIM, NamedConfig, named_stage, patches
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language_training import LanguageTraining, begin
 from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.stages.stage2_language import start_projector
 from rebus.papers.lavit.tokenizer import LavitTokenizer
 from rebus.papers.lavit.variants import MINI, LavitConfig
-from rebus.train import Losses, Optim, Stage, Trainable
+from rebus.train import Losses, Stage, Trainable
 
 NAME = "lavit.align"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NamedConfig):
     """How reading is begun."""
 
     system: LavitConfig = field(default_factory=lambda: MINI)
     """The system whose language model is trained."""
     align: AlignConfig = field(default_factory=AlignConfig)
     """What is compared."""
-    copies: int = 4
-    """How often each picture is there: as it is, and moved, turned and tinted."""
-    batch: int = 128
-    """Images of one step."""
-    lr: float = 2e-3
-    """Peak learning rate of the adapters of the lower layers."""
     visual_lr: float = 1e-3
     """Peak learning rate of the projector."""
-    optim: Optim = field(
-        default_factory=lambda: Optim(steps=600, warmup=0.05, min_lr_ratio=0.02, betas=(0.9, 0.95), weight_decay=0.01)
-    )
-    """Optimiser and schedule."""
-    seed: int = 42
-    """Order of the images and initial weights."""
 
 
-CONFIGS = {"mini": Config()}
+CONFIGS = {"mini": Config(batch=128, lr=2e-3, optim=ALIGN_OPTIM)}
 
 
 class Alignment(nn.Module):
@@ -71,8 +59,7 @@ class Alignment(nn.Module):
 
     def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
         """Patches of images, and which name each has."""
-        llm = self.lm.llm
-        return self.aligned(llm, image_vectors(self.lm, self.tokenizer, x_INC), name_I)
+        return self.aligned(self.lm.llm, image_vectors(self.lm, self.tokenizer, x_INC), name_I)
 
 
 def image_vectors(lm: InterleavedLM, tokenizer: LavitTokenizer, x_INC: Tensor) -> list[Tensor]:
@@ -109,4 +96,4 @@ def stage(config: Config, work: Path) -> Stage:
         Trainable("lm.input_projector.*", config.visual_lr),
         *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
     ]
-    return named_stage(NAME, module, data, config, trainable)
+    return named_stage(NAME, module, patches(data, config), config, trainable)

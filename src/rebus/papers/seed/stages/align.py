@@ -11,7 +11,6 @@ Dimension key: I images · N codes of an image · P places · D language-model w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,18 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.mini.align import AlignConfig, NameStates, begun, lower, measured, vector_states
-from rebus.mini.bank import IndexBatches
+from rebus.errors import RebusError
+from rebus.mini.align import AlignConfig, NameStates, begun, lower, vector_states
 from rebus.mini.frozen import Frozen
+from rebus.mini.named import load_named
+from rebus.mini.named_stage import ALIGN_OPTIM, NamedConfig, named_stage
 from rebus.nn.text_model import TextModel
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, start_rows, training
 from rebus.papers.seed.variants import MINI, SeedConfig
-from rebus.train import Losses, Optim, Stage, Trainable
+from rebus.train import Losses, Stage, Trainable
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NamedConfig):
     """How reading is begun."""
 
     system: SeedConfig = field(default_factory=lambda: MINI)
@@ -40,23 +41,11 @@ class Config:
     last: int = 8
     """Last codes of an image that are there when its states are compared. Read as running sums they say all, and the others
     would be most of the work."""
-    copies: int = 4
-    """How often each picture is there: as it is, and moved, turned and tinted."""
-    batch: int = 256
-    """Images of one step."""
-    lr: float = 2e-3
-    """Peak learning rate of the adapters of the lower layers."""
     row_lr: float = 3e-4
     """Peak learning rate of the codes' rows."""
-    optim: Optim = field(
-        default_factory=lambda: Optim(steps=600, warmup=0.05, min_lr_ratio=0.02, betas=(0.9, 0.95), weight_decay=0.01)
-    )
-    """Optimiser and schedule."""
-    seed: int = 42
-    """Order of the images and initial weights."""
 
 
-CONFIGS = {"mini": Config()}
+CONFIGS = {"mini": Config(batch=256, lr=2e-3, optim=ALIGN_OPTIM)}
 
 
 class Alignment(nn.Module):
@@ -94,30 +83,27 @@ def image_vectors(llm: TextModel, before_B: Tensor, words_IN: Tensor, last: int)
 
 
 def stage(config: Config, work: Path) -> Stage:
-    """Needs `work/emoji`, and the weights of mini.vision and SEED's stages 1 and 2 under `work`."""
+    """Needs `work/emoji`, and the weights of mini.vision and SEED's stages 1 and 2 under `work`. Raises RebusError where more
+    places are compared than there are codes."""
+    if config.last < config.align.places:
+        raise RebusError(
+            f"The last {config.align.places} places of an image are compared, but only its last {config.last} codes are there. Give "
+            "`--last` at least as many as `--align.places`."
+        )
     torch.manual_seed(config.seed)
     whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="bf16")
     start_rows(whole, work, named=True)
     data = Frozen(work)
-    ids_IN, name_I, names = named_codes(data, whole.tokenizer, copies=config.copies)
+
+    def seen(split: str) -> tuple[np.ndarray, Tensor]:
+        copies = config.copies if split == "train" else 1
+        ids_IN, name_I, _ = named_codes(data, whole.tokenizer, split, copies=copies)
+        return ids_IN.numpy(), name_I
+
+    names = load_named(work, "train").names
     module = Alignment(whole, names, config.align, config.last)
-
-    def evaluate() -> Iterator[tuple[str, float]]:
-        for split in ("train", "val"):
-            ids, name, _ = named_codes(data, whole.tokenizer, split, copies=config.copies if split == "train" else 1)
-            yield from measured(split, ids.numpy(), name, lambda some, name_I: module(torch.from_numpy(some), name_I))
-
-    def step(module: Alignment, i: np.ndarray) -> Losses:
-        return module(ids_IN[i], name_I[i])
-
-    layers = [f"lm.llm.base.*.layers.{k}.*lora_*" for k in range(config.align.depth)]
-    return Stage(
-        name="seed.align",
-        module=module,
-        step=step,
-        trainable=[Trainable("lm.llm.rows.*", config.row_lr), *(Trainable(x, config.lr) for x in layers)],
-        data=IndexBatches(len(ids_IN), config.batch, seed=config.seed),
-        evals=[evaluate],
-        optim=config.optim,
-        config=config,
-    )
+    trainable = [
+        Trainable("lm.llm.rows.*", config.row_lr),
+        *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
+    ]
+    return named_stage("seed.align", module, seen, config, trainable)

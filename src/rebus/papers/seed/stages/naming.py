@@ -11,7 +11,6 @@ Dimension key: I images · N codes of an image
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,38 +18,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.mini.align import Saying, begun, measured
-from rebus.mini.bank import IndexBatches
+from rebus.mini.align import Saying, begun
 from rebus.mini.frozen import Frozen
+from rebus.mini.named import load_named
+from rebus.mini.named_stage import NamedConfig, named_stage, read_stage
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.stages.align import image_vectors
-from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, read_aligned, row_rates, training
+from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, training
 from rebus.papers.seed.variants import MINI, SeedConfig
-from rebus.train import Losses, Optim, Stage, Trainable
+from rebus.train import Losses, Stage, Trainable
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NamedConfig):
     """How names are learned."""
 
     system: SeedConfig = field(default_factory=lambda: MINI)
     """The system whose language model is trained."""
     last: int = 8
     """Last codes of an image that are there; read as running sums they say all."""
-    copies: int = 4
-    """How often each picture is there: as it is, and moved, turned and tinted."""
-    batch: int = 64
-    """Images of one step."""
-    lr: float = 1e-3
-    """Peak learning rate of the adapters."""
     row_lr: float = 1e-4
     """Peak learning rate of the codes' rows."""
-    optim: Optim = field(
-        default_factory=lambda: Optim(steps=500, warmup=0.05, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01)
-    )
-    """Optimiser and schedule."""
-    seed: int = 42
-    """Order of the images."""
 
 
 CONFIGS = {"mini": Config()}
@@ -79,28 +67,15 @@ def stage(config: Config, work: Path) -> Stage:
     """Needs what `seed.align` needs, and its weights under `work`."""
     torch.manual_seed(config.seed)
     whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="bf16")
-    read_aligned(whole, work / "seed.align")
+    read_stage(whole, work / "seed.align")
     data = Frozen(work)
-    ids_IN, name_I, names = named_codes(data, whole.tokenizer, copies=config.copies)
+
+    def seen(split: str) -> tuple[np.ndarray, Tensor]:
+        copies = config.copies if split == "train" else 1
+        ids_IN, name_I, _ = named_codes(data, whole.tokenizer, split, copies=copies)
+        return ids_IN.numpy(), name_I
+
+    names = load_named(work, "train").names
     module = Naming(whole, names, config.last)
-
-    def evaluate() -> Iterator[tuple[str, float]]:
-        for split in ("train", "val"):
-            ids, name, _ = named_codes(data, whole.tokenizer, split, copies=config.copies if split == "train" else 1)
-            yield from measured(
-                split, ids.numpy(), name, lambda some, name_I: module(torch.from_numpy(some), name_I), most=256
-            )
-
-    def step(module: Naming, i: np.ndarray) -> Losses:
-        return module(ids_IN[i], name_I[i])
-
-    return Stage(
-        name="seed.naming",
-        module=module,
-        step=step,
-        trainable=[*row_rates(config.row_lr, None), Trainable("lm.llm.*lora_*", config.lr)],
-        data=IndexBatches(len(ids_IN), config.batch, seed=config.seed),
-        evals=[evaluate],
-        optim=config.optim,
-        config=config,
-    )
+    trainable = [Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)]
+    return named_stage("seed.naming", module, seen, config, trainable, most=256)

@@ -37,6 +37,7 @@ from rebus.grammar import LossKind, TemplateName
 from rebus.lm import CodePositions, InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
 from rebus.mini.moving import Moved
+from rebus.mini.named_stage import read_stage
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.name_rows import rows_from_names
 from rebus.nn.new_rows import CodebookRows, Rows
@@ -316,7 +317,7 @@ def stage(
     )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "aligned":
-        read_aligned(module, work / "seed.naming")
+        read_stage(module, work / "seed.naming")
     elif config.row_start != "random":
         start_rows(module, work, named=config.row_start == "names")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)
@@ -368,19 +369,6 @@ def start_rows(module: LanguageTraining, work: Path, *, named: bool) -> None:
         else:
             rows.input.weight_VD[: config.codes] = input_KD
         rows.output.weight_VD[: config.codes] = output_KD
-
-
-def read_aligned(module: LanguageTraining, folder: Path) -> None:
-    """Sets rows and adapters to what `seed.align` or `seed.naming` left in `folder`. Raises RebusError where it has not been run, or
-    for another model."""
-    if not (folder / "weights.safetensors").exists():
-        raise RebusError(
-            f"Reading begins as {folder.name} left it, but there is no {folder / 'weights.safetensors'}. Run "
-            f"`rebus train {folder.name}`, or choose another `--row-start`."
-        )
-    _, unexpected = module.lm.llm.load_state_dict(language_weights(folder), strict=False)
-    if unexpected:
-        raise RebusError(f"{folder.name} left weights of another model: {', '.join(unexpected[:3])}. Run it again.")
 
 
 def language_weights(folder: Path) -> dict[str, Tensor]:

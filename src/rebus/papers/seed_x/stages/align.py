@@ -1,5 +1,4 @@
-"""Before pre-training: images of one thing are read as their names are, in the lower layers of the language model (ours; mini
-only).
+"""Before pre-training: images of one thing are read as their names are, in the lower layers of the LM (ours; mini only).
 
 As `rebus.papers.seed.stages.align`, of which this is the same for an image that goes in as vectors: the way in learns beside the
 lower layers' adapters.
@@ -21,7 +20,7 @@ from rebus.lm import InterleavedLM
 from rebus.mini.align import AlignConfig, VectorAlignment
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
-from rebus.mini.named_stage import named_stage
+from rebus.mini.named_stage import ALIGN_OPTIM, NamedConfig, named_stage, patches
 from rebus.papers.seed_x.beginnings import begin_projectors
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXInputProjector
@@ -29,37 +28,25 @@ from rebus.papers.seed_x.stages import pretrain
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
 from rebus.papers.seed_x.variants import MINI, SeedXConfig
 from rebus.papers.seed_x.views import positions
-from rebus.train import Losses, Optim, Stage, Trainable
+from rebus.train import Losses, Stage, Trainable
 from rebus.visual import Features
 
 NAME = "seed_x.align"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NamedConfig):
     """How reading is begun."""
 
     system: SeedXConfig = field(default_factory=lambda: MINI)
     """The system whose language model is trained."""
     align: AlignConfig = field(default_factory=AlignConfig)
     """What is compared."""
-    copies: int = 4
-    """How often each picture is there: as it is, and moved, turned and tinted."""
-    batch: int = 128
-    """Images of one step."""
-    lr: float = 2e-3
-    """Peak learning rate of the adapters of the lower layers."""
     visual_lr: float = 1e-3
     """Peak learning rate of the way in."""
-    optim: Optim = field(
-        default_factory=lambda: Optim(steps=600, warmup=0.05, min_lr_ratio=0.02, betas=(0.9, 0.95), weight_decay=0.01)
-    )
-    """Optimiser and schedule."""
-    seed: int = 42
-    """Order of the images and initial weights."""
 
 
-CONFIGS = {"mini": Config()}
+CONFIGS = {"mini": Config(batch=128, lr=2e-3, optim=ALIGN_OPTIM)}
 
 
 class Alignment(nn.Module):
@@ -73,8 +60,7 @@ class Alignment(nn.Module):
 
     def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
         """Patches of images, and which name each has."""
-        llm = self.lm.llm
-        return self.aligned(llm, image_vectors(self.lm, x_INC), name_I)
+        return self.aligned(self.lm.llm, image_vectors(self.lm, x_INC), name_I)
 
 
 def image_vectors(lm: InterleavedLM, x_INC: Tensor) -> list[Tensor]:
@@ -103,4 +89,4 @@ def stage(config: Config, work: Path) -> Stage:
         Trainable("lm.input_projector.*", config.visual_lr),
         *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
     ]
-    return named_stage(NAME, module, data, config, trainable)
+    return named_stage(NAME, module, patches(data, config), config, trainable)

@@ -17,34 +17,21 @@ from torch import Tensor, nn
 from rebus.mini.align import VectorNaming
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
-from rebus.mini.named_stage import named_stage
+from rebus.mini.named_stage import NamedConfig, named_stage, patches, read_stage
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.stages.align import fresh, image_vectors
-from rebus.papers.seed_x.stages.pretrain import read_aligned
 from rebus.papers.seed_x.variants import MINI, SeedXConfig
-from rebus.train import Losses, Optim, Stage, Trainable
+from rebus.train import Losses, Stage, Trainable
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NamedConfig):
     """How names are learned."""
 
     system: SeedXConfig = field(default_factory=lambda: MINI)
     """The system whose language model is trained."""
-    copies: int = 4
-    """How often each picture is there: as it is, and moved, turned and tinted."""
-    batch: int = 64
-    """Images of one step."""
-    lr: float = 1e-3
-    """Peak learning rate of the adapters."""
     visual_lr: float = 5e-4
     """Peak learning rate of the way in."""
-    optim: Optim = field(
-        default_factory=lambda: Optim(steps=500, warmup=0.05, min_lr_ratio=0.1, betas=(0.9, 0.95), weight_decay=0.01)
-    )
-    """Optimiser and schedule."""
-    seed: int = 42
-    """Order of the images."""
 
 
 CONFIGS = {"mini": Config()}
@@ -68,7 +55,7 @@ def stage(config: Config, work: Path) -> Stage:
     """Needs what `seed_x.align` needs, and its weights under `work`."""
     data = Frozen(work)
     whole = fresh(config.system, data, config.seed)
-    read_aligned(whole, work / "seed_x.align")
+    read_stage(whole, work / "seed_x.align")
     module = Naming(whole, load_named(work, "train").names)
     trainable = [Trainable("lm.input_projector.*", config.visual_lr), Trainable("lm.llm.*lora_*", config.lr)]
-    return named_stage("seed_x.naming", module, data, config, trainable, most=256)
+    return named_stage("seed_x.naming", module, patches(data, config), config, trainable, most=256)

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 
 from rebus.checkpoint import convert, load_module, read_tensors
 from rebus.data.loader import Loader
@@ -36,6 +35,7 @@ from rebus.data.source_batches import SourceBatches, read_places
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
+from rebus.mini.named_stage import read_stage
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.beginnings import begin_projectors
 from rebus.papers.seed_x.build import assemble
@@ -63,8 +63,7 @@ class Config:
     projector_start: Literal["random", "captions", "names", "aligned"] = "random"
     """Embedded data only: how the projectors begin: as noise (the paper), or so that each query looks at its own place, what it
     finds points to the words of `captions` or to the `names` of what is shown, and what is drawn begins as the mean of all
-    pictures. `aligned`: so, but the way in and adapters as `seed_x.align` and `seed_x.naming` left
-    them."""
+    pictures. `aligned`: so, but the way in and adapters as `seed_x.align` and `seed_x.naming` left them."""
     moved: float = 0.0
     """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time;
     never of edits, whose target shows what the source does."""
@@ -158,7 +157,7 @@ def stage(
     if data is None and config.projector_start != "random":
         begin_projectors(module, Frozen(work), generator, named=config.projector_start != "captions")
     if data is None and config.projector_start == "aligned":
-        read_aligned(module, work / "seed_x.naming")
+        read_stage(module, work / "seed_x.naming")
     evals: list[Evaluation] = []
     gates: list[Gate] = []
     if data is not None:
@@ -199,22 +198,6 @@ def stage(
         config=config,
         generators={"choices": module.generator},
     )
-
-
-def read_aligned(module: LanguageTraining, folder: Path) -> None:
-    """Sets the way in and adapters to what `seed_x.align` or `seed_x.naming` left in `folder`. Raises RebusError where it has not been
-    run, or for another model."""
-    file = folder / "weights.safetensors"
-    if not file.exists():
-        raise RebusError(
-            f"Reading begins as {folder.name} left it, but there is no {file}. Run `rebus train {folder.name}`, or choose another "
-            "`--projector-start`."
-        )
-    left, ours = load_file(file), module.state_dict()
-    wrong = sorted(name for name, x in left.items() if name not in ours or ours[name].shape != x.shape)
-    if wrong:
-        raise RebusError(f"{folder.name} left weights of another model: {', '.join(wrong[:3])}. Run it again.")
-    module.load_state_dict(left, strict=False)
 
 
 def fresh(config: Config, tokenizer: SeedXTokenizer, base: Path | None, generator: torch.Generator) -> LanguageTraining:

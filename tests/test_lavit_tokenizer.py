@@ -251,6 +251,11 @@ def test_the_projector_gives_a_vector_for_each_kept_patch_and_refuses_others() -
     inputs = [Patches(x_NC, keep_N, "here") for x_NC, keep_N in zip(x_INC, keep_IN, strict=True)]
     assert projector(inputs).shape == (24, 12)
     torch.testing.assert_close(projector(inputs)[7:13], projector(inputs[1:2]), atol=1e-5, rtol=1e-5)
+    means = LavitInputProjector(MERGER, 12, running_mean=True).eval()
+    means.load_state_dict(projector.state_dict())
+    second_TD = projector(inputs)[7:13]
+    for t, x_D in enumerate(means(inputs)[7:13], 1):
+        torch.testing.assert_close(x_D, second_TD[:t].mean(0), atol=1e-5, rtol=1e-5)
     with pytest.raises(RebusError, match="image 2 of 2 is Features"):
         projector([inputs[0], Features(x_INC[:1], "here")])
     with pytest.raises(RebusError, match=r"width 32, but image 1 of 1 is \[20, 30\]"):

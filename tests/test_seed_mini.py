@@ -12,6 +12,8 @@ import torch
 from tests.tiny import generator
 
 from lavit_mini import write_work
+from rebus.data.pictures import load_pictures, plain_rows
+from rebus.data.wording import style_name
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.mini.align import AlignConfig
@@ -20,7 +22,7 @@ from rebus.mini.named_stage import read_stage
 from rebus.mini.pack import pack as pack_shared
 from rebus.nn.running_sums import SummedWords
 from rebus.papers.seed import pack as packing
-from rebus.papers.seed.bank import bank_codes, code_starts
+from rebus.papers.seed.bank import bank_codes, code_starts, named_codes
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.pack import pack, unpack
 from rebus.papers.seed.qformer import QFormerConfig
@@ -29,6 +31,7 @@ from rebus.papers.seed.spelling import mini
 from rebus.papers.seed.stages import (
     align,
     detokenizer,
+    drawing,
     naming,
     stage1_qformer,
     stage2_codebook,
@@ -76,9 +79,23 @@ CHAIN = {
         "row_lr": 1e-2,
     },
     naming: {"system": SYSTEM, "copies": 2, "batch": 2, "optim": SHORT},
+    drawing: {
+        "system": SYSTEM,
+        "copies": 2,
+        "batch": 2,
+        "named": 1,
+        "first": 3,
+        "last": 2,
+        "row_lr": 1e-2,
+        "optim": SHORT,
+    },
     stage3_pretrain: TUNED | {"mix": {"caption": 0.5, "draw": 0.5}},
     stage4_instruct: TUNED | {"mix": {"describe": 0.5, "request": 0.5}, "replies": 0.0},
 }
+
+
+LOOKED_AT = (stage1_qformer, stage2_codebook, detokenizer, align, naming, drawing)
+"""Stages whose evaluations are run."""
 
 
 @dataclass
@@ -94,7 +111,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     work, stages = write_work(tmp_path_factory.mktemp("work")), {}
     for module, told in CHAIN.items():
         stage = module.stage(replace(module.CONFIGS["mini"], **told), work)
-        stage.evals = stage.evals if module in (stage1_qformer, stage2_codebook, detokenizer, align, naming) else []
+        stage.evals = stage.evals if module in LOOKED_AT else []
         stages[stage.name] = stage
         fit(stage, work / stage.name, device="cpu")
     return Trained(work, stages)
@@ -130,16 +147,18 @@ def test_what_stage_1_learned_of_texts_stays_for_retrieval(trained: Trained, mon
         without.embed_texts(["a"])
 
 
-def test_stage_3_begins_as_alignment_and_naming_left_it(trained: Trained) -> None:
+def test_stage_3_begins_as_alignment_naming_and_drawing_left_it(trained: Trained) -> None:
     aligned = stage3_pretrain.language_weights(trained.work / "seed.align")
     assert {name.partition("layers.")[2][:1] for name in aligned} == {"", "0"}  # rows, and adapters of one layer of two
     named = stage3_pretrain.language_weights(trained.work / "seed.naming")
     assert {name.partition("layers.")[2][:1] for name in named} == {"", "0", "1"}
     begun = naming.stage(replace(naming.CONFIGS["mini"], **CHAIN[naming]), trained.work).module.lm.llm.state_dict()
     assert all(torch.equal(begun[name], x) for name, x in aligned.items())
+    drawn = stage3_pretrain.language_weights(trained.work / "seed.drawing")
+    assert drawn.keys() == named.keys() and not any(torch.equal(drawn[name], x) for name, x in named.items())
     stage = stage3_pretrain.stage(replace(stage3_pretrain.CONFIGS["mini"], **CHAIN[stage3_pretrain]), trained.work)
     begun = stage.module.lm.llm.state_dict()
-    assert all(torch.equal(begun[name], x) for name, x in named.items())
+    assert all(torch.equal(begun[name], x) for name, x in drawn.items())
     with pytest.raises(
         RebusError, match=r"There is no .*nowhere/weights\.safetensors.*Run `rebus train nowhere` first"
     ):
@@ -157,14 +176,42 @@ def test_stage_3_begins_as_alignment_and_naming_left_it(trained: Trained) -> Non
 
 
 def test_of_an_image_that_is_named_the_last_codes_alone_are_there(trained: Trained) -> None:
-    module = trained.stages["seed.naming"].module
-    llm, ids = module.lm.llm, torch.tensor([[0, 4, 8, 12], [1, 5, 9, 13]])
+    module = trained.stages["seed.naming"].module.naming
+    llm, ids = trained.stages["seed.naming"].module.lm.llm, torch.tensor([[0, 4, 8, 12], [1, 5, 9, 13]])
     whole, places = align.image_vectors(llm, module.before_B, ids + 262, 4)
     some, kept = align.image_vectors(llm, module.before_B, ids + 262, 2)
     before = len(module.before_B)
     assert kept.tolist() == [*range(before), before + 2, before + 3]
     torch.testing.assert_close(some, whole[:, kept])  # sums are of all codes, also of those that are not there
     assert places.tolist() == list(range(before + 4))
+
+
+def test_of_a_drawing_the_first_codes_alone_are_learned(trained: Trained) -> None:
+    work, module = trained.work, trained.stages["seed.drawing"].module
+    data, pictures = Frozen(work), load_pictures(work / "emoji")
+    tokenizer, grammar = (
+        trained.stages["seed.detokenizer"].module.detokenizer.codes,
+        trained.stages["seed.stage4_instruct"].module.grammar,
+    )
+    ids_IN, _, _ = named_codes(data, tokenizer, "train", copies=2)
+    known = {pictures.concept[row] for row in plain_rows(pictures, "train")}
+    wishes = drawing.Wishes(pictures, "train", known, ids_IN, grammar)
+    assert 2 * len(wishes) == len(ids_IN)
+    for number in (0, len(wishes) - 1):
+        words = wishes.words(number, 0, 3)
+        begin = words.ids.index(grammar.config.begin_image)
+        assert words.ids[begin + 1 :] == (ids_IN[number, :3] + grammar.config.first_code).tolist()
+        assert not any(words.target[:begin]) and all(words.target[begin:])
+        row = wishes.rows[number]
+        assert pictures.label[row] in wishes.text(number, 0) and style_name(pictures, row) in wishes.text(number, 0)
+        # the words before the picture are those that a user's wish becomes
+        asked = grammar.serialize(Document((user(wishes.text(number, 0)),)), reply="image")
+        assert words.ids[:begin] == asked.ids
+    assert len({wishes.text(0, which) for which in range(4)}) > 1
+    losses = module(module.rows([wishes.words(0, 0, 3)]), ids_IN[:1], torch.tensor([0]))
+    assert losses.total == losses.parts["drawing"] + 0.5 * losses.parts["naming"]
+    with pytest.raises(RebusError, match="Of an image's 4 codes the first 5 are to be learned"):
+        drawing.stage(replace(drawing.CONFIGS["mini"], **CHAIN[drawing] | {"first": 5}), work)
 
 
 def test_the_language_model_is_told_of_places(trained: Trained) -> None:

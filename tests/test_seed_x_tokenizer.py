@@ -174,6 +174,9 @@ def test_where_a_view_lies_is_added_to_all_of_its_slots() -> None:
     left_D, top_D, right_D, bottom_D = into.position_4D
     want = 0.5 * (0.25 * left_D + 0.75 * top_D + 0.75 * right_D + 0.25 * bottom_D)
     torch.testing.assert_close(somewhere - nowhere, want.expand(4, -1), atol=1e-5, rtol=1e-4)
+    means = SeedXInputProjector(TINY.projectors.into, tiny.generator(0), running_mean=True)
+    for t, x_D in enumerate(means([Features(x_1NC, "s"), Features(2 * x_1NC, "s")])[:4], 1):
+        torch.testing.assert_close(x_D, nowhere[:t].mean(0), atol=1e-5, rtol=1e-5)
     with pytest.raises(RebusError, match=r"features of width 24, but image 2 of 2 is \[1, 16, 5\]"):
         into([Features(x_1NC, "s"), Features(torch.zeros(1, 16, 5), "s")])
     with pytest.raises(RebusError, match="image 1 of 1 is Codes"):

@@ -138,6 +138,12 @@ def name_states(part: TextModel, text: TextTokenizer, names: Sequence[str], plac
     return torch.cat(states)
 
 
+def of_like_length(lengths: Sequence[int], size: int = 48) -> list[list[int]]:
+    """Numbers of rows in groups of at most `size` that are of like length, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 class VectorAlignment(nn.Module):
     """A language model that reads an image as vectors, and the states that its lower layers are to give of them."""
 
@@ -150,15 +156,17 @@ class VectorAlignment(nn.Module):
 
     def read(self, llm: TextModel, images: Sequence[Tensor]) -> Tensor:
         """The vectors of each image, [T, D], → states of its last places, [I, P, D]."""
-        config = self.states.config
-        # what stands behind an image's last vector is not seen by it
-        x_ILD = pad_sequence(list(images), batch_first=True).to(llm.dtype)
-        before_IBD = llm.embed(self.before_B[None]).expand(len(x_ILD), -1, -1)
-        x_ILD = torch.cat([before_IBD, x_ILD], 1)
-        states_ILD = vector_states(lower(llm, config.depth), x_ILD, torch.arange(x_ILD.shape[1], device=x_ILD.device))
-        ends_I = torch.tensor([len(image) for image in images], device=x_ILD.device) + len(self.before_B)
-        last_IP = ends_I[:, None] + torch.arange(-config.places, 0, device=x_ILD.device)
-        return states_ILD.gather(1, last_IP[..., None].expand(-1, -1, states_ILD.shape[2]))
+        part, places = lower(llm, self.states.config.depth), self.states.config.places
+        before_BD = llm.embed(self.before_B[None])[0]
+        states: list[Tensor] = [before_BD] * len(images)
+        for some in of_like_length([len(image) for image in images]):
+            # what stands behind an image's last vector is not seen by it
+            rows = [torch.cat([before_BD, images[i].to(llm.dtype)]) for i in some]
+            x_ILD = pad_sequence(rows, batch_first=True)
+            states_ILD = vector_states(part, x_ILD, torch.arange(x_ILD.shape[1], device=x_ILD.device))
+            for i, row, states_LD in zip(some, rows, states_ILD, strict=True):
+                states[i] = states_LD[len(row) - places : len(row)]
+        return torch.stack(states)
 
     def forward(self, llm: TextModel, images: Sequence[Tensor], name_I: Tensor) -> Losses:
         """The vectors of each image, and which name it has."""
@@ -199,14 +207,17 @@ class Saying(nn.Module):
         said = [self.names[k].to(device) for k in name_I.tolist()]
         # what stands behind a name's last word but one is not needed, nor seen
         after = [llm.embed(torch.cat([self.asked_L, words[:-1]])[None])[0] for words in said]
-        x_ILD = pad_sequence([torch.cat(pair) for pair in zip(images, after, strict=True)], batch_first=True)
-        places_L = torch.arange(x_ILD.shape[1], device=device)
-        if places_B is not None:
-            places_L[: len(places_B)] = places_B
-            places_L[len(places_B) :] += places_B[-1] + 1 - len(places_B)
-        states_ILD = vector_states(llm, x_ILD, places_L)
-        first = [len(image) + asked - 1 for image in images]
-        spans = [states_ILD[i, k : k + len(words)] for i, (k, words) in enumerate(zip(first, said, strict=True))]
+        rows = [torch.cat(pair) for pair in zip(images, after, strict=True)]
+        spans: list[Tensor] = list(rows)
+        for some in of_like_length([len(row) for row in rows]):
+            x_ILD = pad_sequence([rows[i] for i in some], batch_first=True)
+            places_L = torch.arange(x_ILD.shape[1], device=device)
+            if places_B is not None:
+                places_L[: len(places_B)] = places_B
+                places_L[len(places_B) :] += places_B[-1] + 1 - len(places_B)
+            for i, states_LD in zip(some, vector_states(llm, x_ILD, places_L), strict=True):
+                first = len(images[i]) + asked - 1
+                spans[i] = states_LD[first : first + len(said[i])]
         logits_TV, said_T = llm.logits(torch.cat(spans)).float(), torch.cat(said)
         right = (logits_TV.argmax(-1) == said_T).split([len(words) for words in said])
         share = sum(float(of.all()) for of in right) / len(right)

@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rebus.checkpoint import load_system
 from rebus.errors import RebusError
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen, named_tokens
+from rebus.nn.text_model import TextModel
+from rebus.packages import embedded
 from rebus.train import Losses, Optim, Stage, Trainable
 
 
@@ -100,3 +103,20 @@ def read_stage(module: nn.Module, folder: Path) -> None:
             f"({', '.join(wrong[:3])}). Run `rebus train {folder.name}` again for this one."
         )
     module.load_state_dict(left, strict=False)
+
+
+def lend_adapters(llm: TextModel, lender: str) -> None:
+    """Begins a language model's adapters as those of a saved system with the same base model: `lender` is a folder, or the
+    name of embedded weights. Raises RebusError where there is none, or its adapters have other shapes."""
+    folder = Path(lender)
+    held = load_system(folder if (folder / "system.json").exists() else embedded(lender)).tensors("lm")
+    lent = {name.removeprefix("llm."): name for name in held if ".lora_" in name}
+    ours = {name: x for name, x in llm.state_dict().items() if ".lora_" in name}
+    wrong = sorted(name for name in lent.keys() | ours if name not in ours or name not in lent)
+    wrong = wrong or sorted(name for name, theirs in lent.items() if held.meta[theirs].shape != ours[name].shape)
+    if wrong or not ours:
+        raise RebusError(
+            f"The adapters of {lender} do not fit this language model: it has {len(ours)} tensors of adapters, they are "
+            f"{len(lent)}, and {len(wrong)} differ ({', '.join(wrong[:3])}). Name a system with the same base model and rank."
+        )
+    llm.load_state_dict({name: held[theirs].float() for name, theirs in lent.items()}, strict=False)

@@ -31,11 +31,21 @@ def attend(
     """
     q_BHLE, k_BHSE, v_BHSE = (rearrange(x, "b l (h e) -> b h l e", h=heads) for x in (q_BLC, k_BSC, v_BSC))
     if plain_products_are_faster(q_BHLE, k_BHSE, mask, dropout):
-        scores_BHLS = (q_BHLE * q_BHLE.shape[-1] ** -0.5) @ k_BHSE.transpose(-1, -2)
-        x_BHLE = scores_BHLS.softmax(-1).to(v_BHSE.dtype) @ v_BHSE
+        weights_BHLS = _weights((q_BHLE * q_BHLE.shape[-1] ** -0.5) @ k_BHSE.transpose(-1, -2), mask)
+        x_BHLE = weights_BHLS.to(v_BHSE.dtype) @ v_BHSE
     else:
         x_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHSE, v_BHSE, attn_mask=mask, dropout_p=dropout)
     return rearrange(x_BHLE, "b h l e -> b l (h e)")
+
+
+def _weights(scores_BHLS: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of the scores under a mask as in `attend`; a query that may look at nothing has no weights, as in torch's
+    attention."""
+    if mask is None:
+        return scores_BHLS.softmax(-1)
+    if mask.dtype != torch.bool:
+        return (scores_BHLS + mask).softmax(-1)
+    return scores_BHLS.masked_fill(~mask, torch.finfo(scores_BHLS.dtype).min).softmax(-1) * mask
 
 
 @contextlib.contextmanager
@@ -55,9 +65,11 @@ def short_attention(x: Tensor) -> Iterator[None]:
 
 def plain_products_are_faster(q_BHLE: Tensor, k_BHSE: Tensor, mask: Tensor | None, dropout: float) -> bool:
     """Whether torch's attention loses to three plain steps: in bfloat16 on a CPU, where its kernel (torch 2.13) takes
-    twice as long for a hundred positions, above all backward."""
+    twice as long for a hundred positions, above all backward; under a mask, where something is learned."""
     short = q_BHLE.shape[-2] * k_BHSE.shape[-2] <= SHORT
-    return short and mask is None and not dropout and q_BHLE.device.type == "cpu" and q_BHLE.dtype == torch.bfloat16
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHLE, k_BHSE))
+    on_cpu = q_BHLE.device.type == "cpu" and q_BHLE.dtype == torch.bfloat16
+    return short and (mask is None or learns) and not dropout and on_cpu
 
 
 class SelfAttention(nn.Module):

@@ -1,9 +1,9 @@
-"""Running sums: a code of an image is read as the sum of all that were read of it so far.
+"""Running sums and means: a part of an image is read as all that were read of it so far.
 
 The input of the RQ-Transformer (2203.01941 section 3.2.2), for codes that add up to what they stand for (residual quantisation): the
-vector of the last code is what all of them together say.
+vector of the last code is what all of them together say. Of vectors that are no code the mean is taken instead.
 
-Dimension key: B batch · L length · D width
+Dimension key: B batch · L length · I images · T vectors of all images · D width
 """
 
 from __future__ import annotations
@@ -43,3 +43,13 @@ class SummedWords:
         while start and self.first <= ids[start - 1] < self.first + self.count:
             start -= 1
         return list(ids[start:])
+
+
+def running_means(x_TD: Tensor, lengths_I: Tensor) -> Tensor:
+    """Vectors of images of these lengths, end to end → of each the mean of its image's up to it; float32 inside."""
+    total_TD = x_TD.float().cumsum(0)
+    ends_I = lengths_I.cumsum(0)
+    before_ID = torch.cat([total_TD.new_zeros(1, x_TD.shape[1]), total_TD[ends_I[:-1] - 1]])
+    starts_T = (ends_I - lengths_I).repeat_interleave(lengths_I)
+    counted_T = torch.arange(len(x_TD), device=x_TD.device) - starts_T + 1
+    return ((total_TD - before_ID.repeat_interleave(lengths_I, 0)) / counted_T[:, None]).to(x_TD.dtype)

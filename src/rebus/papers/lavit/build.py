@@ -141,7 +141,8 @@ def _language(
     else:
         llm, text = build_language(config.language, base=base, dtype=dtype, generator=generator)
     with contextlib.nullcontext() if saved is None else without_weights():
-        lm = InterleavedLM(llm, LavitInputProjector(config.projector, llm.width, generator))
+        way_in = LavitInputProjector(config.projector, llm.width, generator, running_mean=config.running_mean)
+        lm = InterleavedLM(llm, way_in)
     if saved is not None and wanted:
         stored = saved.tensors("lm")
         if llm.rows is None:

@@ -175,7 +175,7 @@ def begin(
         )
     dtype = torch.bfloat16 if base_dtype == "bf16" else torch.float32
     llm, text = build_language(system.language, base=base, dtype=dtype, generator=generator)
-    projector = LavitInputProjector(system.projector, llm.width, generator)
+    projector = LavitInputProjector(system.projector, llm.width, generator, running_mean=system.running_mean)
     projector.merger.load_state_dict(tokenizer.merger.state_dict())
     tokenizer.choose(selection)
     spelling = replace(system.grammar, visual_loss=visual_loss)

@@ -10,16 +10,28 @@ from torch import Tensor, nn
 
 from rebus.errors import RebusError
 from rebus.nn.attention import init_linears
+from rebus.nn.running_sums import running_means
 from rebus.papers.lavit.merger import Merger, MergerConfig
 from rebus.visual import Features, Patches
 
 
 class LavitInputProjector(nn.Module):
     """Patches → vectors of the language model's width, one for each kept patch. The merger is not the tokenizer's: that
-    one serves the codes and never changes after stage 1 (section 3.2)."""
+    one serves the codes and never changes after stage 1 (section 3.2).
 
-    def __init__(self, config: MergerConfig, llm_width: int, generator: torch.Generator | None = None) -> None:
+    With `running_mean` a vector is the mean of its image's up to it, so that the last says what all of them do. (The paper: no.)
+    """
+
+    def __init__(
+        self,
+        config: MergerConfig,
+        llm_width: int,
+        generator: torch.Generator | None = None,
+        *,
+        running_mean: bool = False,
+    ) -> None:
         super().__init__()
+        self.running_mean = running_mean
         self.merger = Merger(config, generator)
         self.proj = nn.Linear(config.width, llm_width)
         init_linears(self.proj, generator)
@@ -38,7 +50,12 @@ class LavitInputProjector(nn.Module):
         weight = self.proj.weight
         x_INC = torch.stack([image.x_NC for image in patches]).to(weight)
         keep_IN = torch.stack([image.keep_N for image in patches]).to(weight.device)
-        return self.proj(self.merger.kept(x_INC, keep_IN))
+        return self.read(x_INC, keep_IN)
+
+    def read(self, x_INC: Tensor, keep_IN: Tensor) -> Tensor:
+        """T x D of images of these patches, of which those are kept."""
+        x_TD = self.proj(self.merger.kept(x_INC, keep_IN))
+        return running_means(x_TD, keep_IN.sum(1)) if self.running_mean else x_TD
 
     def dummy(self) -> list[Features | Patches]:
         """Two patches of nothing, or as many as the merger has places for, of which one is kept."""

@@ -39,6 +39,9 @@ class LavitConfig:
     """The embedded weights that are loaded where none are named; none: random."""
     base: str | None = None
     """The shared weights that these are laid over: vision encoder and latent codec of the mini family."""
+    running_mean: bool = False
+    """Whether a vector that the language model reads of an image is the mean of all up to it. (The paper: no. What a language
+    model of minutes is to name, it then finds in one place.)"""
 
 
 PAPER_TOKENIZER = LavitTokenizerConfig()
@@ -61,6 +64,7 @@ MINI = LavitConfig(
     detokenizer=MiniDetokenizerConfig(),
     weights="lavit-mini",
     base="mini",
+    running_mean=True,
 )
 MINI_RECONSTRUCTION = ReconstructionConfig(
     tokenizer=MINI.tokenizer,

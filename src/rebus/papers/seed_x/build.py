@@ -140,7 +140,7 @@ def assemble(
         )
     return InterleavedLM(
         llm,
-        SeedXInputProjector(sizes.into, generator),
+        SeedXInputProjector(sizes.into, generator, running_mean=sizes.running_mean),
         SeedXOutputProjector(sizes.out_of, sizes.regression, source=source, generator=generator),
         sizes.image_weight,
     )

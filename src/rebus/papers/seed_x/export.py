@@ -55,6 +55,10 @@ def export_published(weights: Path, folder: Path) -> None:
             f"{saved.name} has parts that SEED-X's layout has no place for: rows of its own for new words, or another "
             "vision encoder than Qwen-VL's. Export a model of the size that was published."
         )
+    if config.projectors.running_mean:
+        raise RebusError(
+            f"{saved.name} reads images as running means, which SEED-X's layout has no place for. Export a model without them."
+        )
     if folder.exists():
         raise RebusError(f"There is something at {folder} already. Choose another folder.")
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"

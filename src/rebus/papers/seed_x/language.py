@@ -95,6 +95,8 @@ class ProjectorsConfig:
     """How far off regressed features are: mean squared error, or one minus the cosine."""
     image_weight: float = 6.0
     """Weight of the regression's loss beside that of the words (3 in the authors' later pre-training code)."""
+    running_mean: bool = False
+    """Whether a slot that the language model reads is the mean of its view's up to it. (The paper: no.)"""
 
 
 def base_language(

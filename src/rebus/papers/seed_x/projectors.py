@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rebus.errors import RebusError
 from rebus.nn.resampler import Resampler, ResamplerConfig
+from rebus.nn.running_sums import running_means
 from rebus.visual import Features, Patches
 
 Regression = Literal["mse", "cosine"]
@@ -22,10 +23,16 @@ Regression = Literal["mse", "cosine"]
 
 class SeedXInputProjector(nn.Module):
     """Views → vectors of the language model's width, one for each slot; where a view lies in its image is added to all of
-    its slots."""
+    its slots.
 
-    def __init__(self, config: ResamplerConfig, generator: torch.Generator | None = None) -> None:
+    With `running_mean` a slot is the mean of its view's up to it, so that the last says what all of them do. (The paper: no.)
+    """
+
+    def __init__(
+        self, config: ResamplerConfig, generator: torch.Generator | None = None, *, running_mean: bool = False
+    ) -> None:
         super().__init__()
+        self.running_mean = running_mean
         self.resampler = Resampler(config, generator)
         begin_4D = torch.randn(4, config.width, generator=generator) * config.width**-0.5
         self.position_4D = nn.Parameter(begin_4D)
@@ -43,6 +50,9 @@ class SeedXInputProjector(nn.Module):
                 )
         x_VNC = torch.cat([image.x_WNC for image in views]).to(weight)
         x_VSD = self.resampler(x_VNC)
+        if self.running_mean:
+            lengths_V = torch.full((len(x_VSD),), x_VSD.shape[1], device=x_VSD.device)
+            x_VSD = running_means(x_VSD.flatten(0, 1), lengths_V).unflatten(0, x_VSD.shape[:2])
         added_VD = torch.cat([self._positions(image) for image in views])
         return rearrange(x_VSD + added_VD[:, None], "v s d -> (v s) d")
 

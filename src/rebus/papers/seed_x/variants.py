@@ -66,9 +66,10 @@ MINI = SeedXConfig(
     projectors=ProjectorsConfig(
         into=ResamplerConfig(grid=4, width=576, heads=9, source_width=192),
         out_of=ResamplerConfig(grid=4, width=192, heads=4, source_width=576),
+        running_mean=True,
     ),
     grammar=mini(SMOLLM2_WORDS, 16, vectors=64, context=2048),
-    language=LanguageConfig(base=BASE_LLM, new_words=new_words(16), lora=LoraConfig(rank=16, alpha=16, dropout=0.0)),
+    language=LanguageConfig(base=BASE_LLM, new_words=new_words(16), lora=LoraConfig(rank=16, dropout=0.0)),
     detokenizer=MINI_SECOND_STAGE,
     weights="seed_x-mini",
     base="mini",

@@ -21,7 +21,7 @@ from rebus.lm import InterleavedLM
 from rebus.mini.align import AlignConfig, VectorAlignment
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
-from rebus.mini.named_stage import ALIGN_OPTIM, NamedConfig, named_stage, patches
+from rebus.mini.named_stage import ALIGN_OPTIM, NamedConfig, lend_adapters, named_stage, patches
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language_training import LanguageTraining, begin
 from rebus.papers.lavit.projectors import LavitInputProjector
@@ -43,9 +43,12 @@ class Config(NamedConfig):
     """What is compared."""
     visual_lr: float = 1e-3
     """Peak learning rate of the projector."""
+    adapters: str | None = None
+    """Whose adapters these begin with, after names were read without: a saved system's folder, or the name of embedded weights;
+    none: those that change nothing. One that has learned to say what it reads need not learn it again."""
 
 
-CONFIGS = {"mini": Config(batch=128, lr=2e-3, optim=ALIGN_OPTIM)}
+CONFIGS = {"mini": Config(batch=192, adapters="seed-mini", lr=2e-3, optim=ALIGN_OPTIM)}
 
 
 class Alignment(nn.Module):
@@ -68,7 +71,7 @@ def image_vectors(lm: InterleavedLM, tokenizer: LavitTokenizer, x_INC: Tensor) -
     assert isinstance(projector, LavitInputProjector)
     x_INC = x_INC.to(lm.llm.device)
     keep_IN = tokenizer.keep(x_INC)
-    return list(projector.proj(projector.merger.kept(x_INC, keep_IN)).split(keep_IN.sum(1).tolist()))
+    return list(projector.read(x_INC, keep_IN).split(keep_IN.sum(1).tolist()))
 
 
 def fresh(system: LavitConfig, data: Frozen, seed: int) -> LanguageTraining:
@@ -92,6 +95,8 @@ def stage(config: Config, work: Path) -> Stage:
     whole = fresh(config.system, data, config.seed)
     start_projector(whole, data, named=True)
     module = Alignment(whole, load_named(work, "train").names, config.align)
+    if config.adapters is not None:
+        lend_adapters(whole.lm.llm, config.adapters)
     trainable = [
         Trainable("lm.input_projector.*", config.visual_lr),
         *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),

@@ -22,7 +22,9 @@ from rebus.mini.align import Saying, begun
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
 from rebus.mini.named_stage import NamedConfig, named_stage, read_stage
+from rebus.nn.text_model import TextModel
 from rebus.papers.seed.bank import named_codes
+from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.stages.align import image_vectors
 from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, training
 from rebus.papers.seed.variants import MINI, SeedConfig
@@ -44,23 +46,35 @@ class Config(NamedConfig):
 CONFIGS = {"mini": Config()}
 
 
+class CodeNaming(nn.Module):
+    """A language model that reads an image as codes, of which the `last` are there, and says what it shows."""
+
+    def __init__(self, grammar: SeedGrammar, names: list[str], last: int) -> None:
+        super().__init__()
+        self.last = last
+        self.first_code, self.end_image = grammar.config.first_code, grammar.config.end_image
+        self.saying = Saying(grammar.text, names)
+        self.before_B = nn.Buffer(torch.tensor([*begun(grammar.text), grammar.config.begin_image]), persistent=False)
+
+    def forward(self, llm: TextModel, ids_IN: Tensor, name_I: Tensor) -> Losses:
+        """Codes of images, and which name each has."""
+        end_I1 = torch.full((len(ids_IN), 1), self.end_image)
+        words_IN = torch.cat([ids_IN + self.first_code, end_I1], 1)
+        x_ILD, places_L = image_vectors(llm, self.before_B, words_IN, self.last + 1)
+        return self.saying(llm, list(x_ILD), name_I, places_L)
+
+
 class Naming(nn.Module):
     """The language model, and the names that it is to say."""
 
     def __init__(self, whole: LanguageTraining, names: list[str], last: int) -> None:
         super().__init__()
-        self.lm, self.last = whole.lm, last
-        grammar, text = whole.grammar.config, whole.grammar.text
-        self.first_code, self.end_image = grammar.first_code, grammar.end_image
-        self.saying = Saying(text, names)
-        self.before_B = nn.Buffer(torch.tensor([*begun(text), grammar.begin_image]), persistent=False)
+        self.lm = whole.lm
+        self.naming = CodeNaming(whole.grammar, names, last)
 
     def forward(self, ids_IN: Tensor, name_I: Tensor) -> Losses:
         """Codes of images, and which name each has."""
-        end_I1 = torch.full((len(ids_IN), 1), self.end_image)
-        words_IN = torch.cat([ids_IN + self.first_code, end_I1], 1)
-        x_ILD, places_L = image_vectors(self.lm.llm, self.before_B, words_IN, self.last + 1)
-        return self.saying(self.lm.llm, list(x_ILD), name_I, places_L)
+        return self.naming(self.lm.llm, ids_IN, name_I)
 
 
 def stage(config: Config, work: Path) -> Stage:

@@ -68,7 +68,7 @@ class Config:
     """How the rows of codes begin: as noise (the paper), from the words of the `captions` of their pictures, or the input
     rows from the `names` of these, by contrast. (Which of 1,413 names is meant, by the sum of a picture's rows: `captions`
     83 % of trained pictures and 5 % of 144 others, `names` 86 % and 26 %.) `aligned`: rows and adapters as
-    `seed.align` and `seed.naming` left them."""
+    `seed.align`, `seed.naming` and `seed.drawing` left them."""
     template: TemplateName = "plain"
     """How documents are laid out."""
     loss: LossKind = "paper"
@@ -317,7 +317,7 @@ def stage(
     )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "aligned":
-        read_stage(module, work / "seed.naming")
+        read_stage(module, work / "seed.drawing")
     elif config.row_start != "random":
         start_rows(module, work, named=config.row_start == "names")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from rebus.checkpoint import SavedSystem, save_system
 from rebus.errors import RebusError
-from rebus.mini.align import AlignConfig, NameStates, Saying, begun, lower, name_states, read_states
+from rebus.mini.align import AlignConfig, NameStates, Saying, begun, lower, name_states, of_like_length, read_states
+from rebus.mini.named_stage import lend_adapters
+from rebus.nn.lora import add_lora
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import ByteTokenizer
 
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 262,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 NAMES = ["bear", "red apple", "sailboat"]
 
 
 def text_model() -> TextModel:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    generator = torch.Generator().manual_seed(0)
-    return TextModel(build_causal_lm({"model_type": "llama", "vocab_size": 262, **sizes}, generator=generator)).eval()
+    return TextModel(build_causal_lm(LLAMA, generator=torch.Generator().manual_seed(0))).eval()
 
 
 def test_the_lower_layers_are_the_models_own() -> None:
@@ -88,3 +99,31 @@ def test_of_a_reply_the_name_alone_is_learned() -> None:
     lengths = torch.tensor([len(saying.names[k]) for k in (1, 0, 1, 2)])
     mean = (torch.stack([one.total for one in alone]) * lengths).sum() / lengths.sum()
     torch.testing.assert_close(several.total, mean, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "llm."])
+def test_adapters_begin_as_those_of_another_system(prefix: str, tmp_path: Path) -> None:
+    lender, borrower, other = text_model(), text_model(), text_model()
+    for seed, (llm, rank) in enumerate([(lender, 2), (borrower, 2), (other, 3)]):
+        add_lora(llm, rank=rank, alpha=4, generator=torch.Generator().manual_seed(seed))
+    adapters = {name: torch.randn_like(x) for name, x in lender.state_dict().items() if ".lora_" in name}
+    parts = {
+        "lm": {prefix + name: x for name, x in adapters.items()} | {f"{prefix}rows.input.weight_VD": torch.ones(2, 32)}
+    }
+    save_system(
+        tmp_path / "lender", SavedSystem(name="seed:mini", config={}, source="a test"), parts, dtype=torch.float32
+    )
+    before = {name: x.clone() for name, x in borrower.state_dict().items()}
+    lend_adapters(borrower, str(tmp_path / "lender"))
+    for name, x in borrower.state_dict().items():
+        assert torch.equal(x, adapters.get(name, before[name]))
+    for llm in (other, text_model()):
+        with pytest.raises(RebusError, match=r"do not fit this language model.*the same base model and rank"):
+            lend_adapters(llm, str(tmp_path / "lender"))
+    with pytest.raises(RebusError, match="embedded weights 'nobody' are not at"):
+        lend_adapters(borrower, "nobody")
+
+
+def test_rows_of_like_length_are_together() -> None:
+    groups = of_like_length([5, 1, 4, 1, 3], size=2)
+    assert groups == [[1, 3], [4, 2], [0]]

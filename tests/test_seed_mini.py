@@ -12,11 +12,11 @@ import torch
 from tests.tiny import generator
 
 from lavit_mini import write_work
-from rebus.data.pictures import load_pictures, plain_rows
+from rebus.data.pictures import load_pictures
 from rebus.data.wording import style_name
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
-from rebus.mini.align import AlignConfig
+from rebus.mini.align import AlignConfig, vector_states
 from rebus.mini.frozen import Frozen
 from rebus.mini.named_stage import read_stage
 from rebus.mini.pack import pack as pack_shared
@@ -86,6 +86,7 @@ CHAIN = {
         "named": 1,
         "first": 3,
         "last": 2,
+        "depth": 1,
         "row_lr": 1e-2,
         "optim": SHORT,
     },
@@ -154,8 +155,7 @@ def test_stage_3_begins_as_alignment_naming_and_drawing_left_it(trained: Trained
     assert {name.partition("layers.")[2][:1] for name in named} == {"", "0", "1"}
     begun = naming.stage(replace(naming.CONFIGS["mini"], **CHAIN[naming]), trained.work).module.lm.llm.state_dict()
     assert all(torch.equal(begun[name], x) for name, x in aligned.items())
-    drawn = stage3_pretrain.language_weights(trained.work / "seed.drawing")
-    assert drawn.keys() == named.keys() and not any(torch.equal(drawn[name], x) for name, x in named.items())
+    drawn = named | stage3_pretrain.language_weights(trained.work / "seed.drawing")
     stage = stage3_pretrain.stage(replace(stage3_pretrain.CONFIGS["mini"], **CHAIN[stage3_pretrain]), trained.work)
     begun = stage.module.lm.llm.state_dict()
     assert all(torch.equal(begun[name], x) for name, x in drawn.items())
@@ -166,9 +166,7 @@ def test_stage_3_begins_as_alignment_naming_and_drawing_left_it(trained: Trained
     with pytest.raises(RebusError, match=r"are of another model: \d+ of their \d+ tensors do not fit"):
         read_stage(torch.nn.Linear(2, 2), trained.work / "seed.naming")
     few = replace(align.CONFIGS["mini"], **CHAIN[align] | {"last": 1})
-    with pytest.raises(
-        RebusError, match="The last 2 places of an image are compared, but only its last 1 codes are there"
-    ):
+    with pytest.raises(RebusError, match="The last 2 places of an image are compared, but only its last 1 are there"):
         align.stage(few, trained.work)
     rates = {entry.pattern: entry.lr for entry in stage.trainable}
     assert list(rates)[:2] == ["lm.llm.rows.input.*", "lm.llm.rows.*"]  # the first pattern that fits decides
@@ -188,30 +186,49 @@ def test_of_an_image_that_is_named_the_last_codes_alone_are_there(trained: Train
 
 def test_of_a_drawing_the_first_codes_alone_are_learned(trained: Trained) -> None:
     work, module = trained.work, trained.stages["seed.drawing"].module
-    data, pictures = Frozen(work), load_pictures(work / "emoji")
-    tokenizer, grammar = (
-        trained.stages["seed.detokenizer"].module.detokenizer.codes,
-        trained.stages["seed.stage4_instruct"].module.grammar,
-    )
-    ids_IN, _, _ = named_codes(data, tokenizer, "train", copies=2)
-    known = {pictures.concept[row] for row in plain_rows(pictures, "train")}
-    wishes = drawing.Wishes(pictures, "train", known, ids_IN, grammar)
-    assert 2 * len(wishes) == len(ids_IN)
-    for number in (0, len(wishes) - 1):
-        words = wishes.words(number, 0, 3)
-        begin = words.ids.index(grammar.config.begin_image)
-        assert words.ids[begin + 1 :] == (ids_IN[number, :3] + grammar.config.first_code).tolist()
-        assert not any(words.target[:begin]) and all(words.target[begin:])
-        row = wishes.rows[number]
-        assert pictures.label[row] in wishes.text(number, 0) and style_name(pictures, row) in wishes.text(number, 0)
+    data, pictures, config = Frozen(work), load_pictures(work / "emoji"), module.config
+    tokenizer = trained.stages["seed.detokenizer"].module.detokenizer.codes
+    whole = trained.stages["seed.stage4_instruct"].module
+    grammar, llm = whole.grammar, module.lm.llm
+    ids_IN, name_I, _ = named_codes(data, tokenizer, "train", copies=2)
+    wishes = drawing.Wishes(pictures, "train", ids_IN, grammar, config)
+    assert len(wishes) == config.wordings * len(wishes.rows) and 2 * len(wishes.rows) == len(ids_IN)
+    states = drawing.LowerStates(llm, wishes, 1, work / "cache" / "wishes.npy")
+    i = np.array([0, len(wishes) - 1])
+    for number in i:
+        row, words = wishes.rows[number % len(wishes.rows)], wishes.words(number)
+        begin = words.index(grammar.config.begin_image)
+        # as many states as there are codes to be learned: at the mark, and at all codes but the last
+        assert words[begin + 1 :] == (ids_IN[number % len(wishes.rows), :2] + grammar.config.first_code).tolist()
+        assert style_name(pictures, row) in wishes.text(number)
         # the words before the picture are those that a user's wish becomes
-        asked = grammar.serialize(Document((user(wishes.text(number, 0)),)), reply="image")
-        assert words.ids[:begin] == asked.ids
-    assert len({wishes.text(0, which) for which in range(4)}) > 1
-    losses = module(module.rows([wishes.words(0, 0, 3)]), ids_IN[:1], torch.tensor([0]))
-    assert losses.total == losses.parts["drawing"] + 0.5 * losses.parts["naming"]
-    with pytest.raises(RebusError, match="Of an image's 4 codes the first 5 are to be learned"):
-        drawing.stage(replace(drawing.CONFIGS["mini"], **CHAIN[drawing] | {"first": 5}), work)
+        asked = grammar.serialize(Document((user(wishes.text(number)),)), reply="image")
+        assert words[:begin] == asked.ids
+        # the lower layers' states and the upper layers behind them are the whole model
+        ids, places = torch.tensor([words]), torch.arange(len(words))
+        hidden = vector_states(drawing.upper(llm, 1), states[int(number)][None].to(llm.dtype), places)
+        torch.testing.assert_close(hidden, vector_states(llm, llm.embed(ids), places), atol=5e-2, rtol=5e-2)
+    assert pictures.label[wishes.rows[0]] in wishes.text(0) and wishes.text(0) != wishes.text(len(wishes.rows))
+    # what a code costs is what it costs among the codes of its place, as the whole model has it
+    which_IN = wishes.codes(i)
+    nats_IN = module.nats([states[int(number)] for number in i], which_IN)
+    for number, nats_N, which_N in zip(i, nats_IN, which_IN, strict=True):
+        words = torch.tensor([wishes.words(number)])
+        hidden = vector_states(llm, llm.embed(words), torch.arange(words.shape[1]))[0, -3:]
+        logits = llm.new_logits(hidden)[:, grammar.config.first_code - llm.words :]
+        for n in range(3):
+            lost = -logits[n, 4 * n : 4 * n + 4].float().log_softmax(0)[which_N[n]]
+            torch.testing.assert_close(nats_N[n], lost, atol=5e-2, rtol=5e-2)
+    # one layer of two has learned, and of the rows those that are written
+    moved = stage3_pretrain.language_weights(work / "seed.drawing")
+    assert {name.partition("layers.")[2][:1] for name in moved if "lora_" in name} == {"1"}
+    assert [name for name in moved if name.startswith("rows.")] == ["rows.output.weight_VD"]
+    for told, message in (
+        ({"first": 5}, "Of an image's 4 codes the first 5"),
+        ({"depth": 2}, "The first 2 of 2 layers"),
+    ):
+        with pytest.raises(RebusError, match=message):
+            drawing.stage(replace(drawing.CONFIGS["mini"], **CHAIN[drawing] | told), work)
 
 
 def test_the_language_model_is_told_of_places(trained: Trained) -> None:

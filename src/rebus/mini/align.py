@@ -45,6 +45,14 @@ class AlignConfig:
     smoothing: float = 0.1
     """Share of the aim that goes to all names alike."""
 
+    def check(self, last: int) -> None:
+        """Raises RebusError where more places are compared than there are, of an image of which the `last` are there."""
+        if last < self.places:
+            raise RebusError(
+                f"The last {self.places} places of an image are compared, but only its last {last} are there. Give `--last` at "
+                "least as many as `--align.places`."
+            )
+
 
 def lower(llm: TextModel, depth: int) -> TextModel:
     """The first `depth` layers of a language model, without the final norm; their weights are shared with the model."""

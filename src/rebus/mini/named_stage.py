@@ -31,6 +31,9 @@ class NamedConfig:
     """How often each picture is there: as it is, and moved, turned and tinted."""
     batch: int = 64
     """Images of one step."""
+    last: int = 8
+    """Last words or vectors of an image that are there. Read as running sums or means they say all, and the others would be
+    most of the work."""
     lr: float = 1e-3
     """Peak learning rate of the language model's adapters."""
     optim: Optim = field(

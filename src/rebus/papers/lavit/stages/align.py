@@ -54,24 +54,25 @@ CONFIGS = {"mini": Config(batch=192, adapters="seed-mini", lr=2e-3, optim=ALIGN_
 class Alignment(nn.Module):
     """The language model with its projector, and the tokenizer that chooses patches."""
 
-    def __init__(self, whole: LanguageTraining, names: list[str], config: AlignConfig) -> None:
+    def __init__(self, whole: LanguageTraining, names: list[str], config: AlignConfig, last: int) -> None:
         super().__init__()
+        self.last = last
         self.lm, self.tokenizer = whole.lm, whole.tokenizer
         grammar = whole.grammar
         self.aligned = VectorAlignment(whole.lm.llm, grammar.text, grammar.config.begin_image, names, config)
 
     def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
         """Patches of images, and which name each has."""
-        return self.aligned(self.lm.llm, image_vectors(self.lm, self.tokenizer, x_INC), name_I)
+        return self.aligned(self.lm.llm, image_vectors(self.lm, self.tokenizer, x_INC, self.last), name_I)
 
 
-def image_vectors(lm: InterleavedLM, tokenizer: LavitTokenizer, x_INC: Tensor) -> list[Tensor]:
-    """What the language model reads of images of these patches, [T, D] each."""
+def image_vectors(lm: InterleavedLM, tokenizer: LavitTokenizer, x_INC: Tensor, last: int) -> list[Tensor]:
+    """What the language model reads of images of these patches, the `last` vectors of each, [T, D]."""
     projector = lm.input_projector
     assert isinstance(projector, LavitInputProjector)
     x_INC = x_INC.to(lm.llm.device)
     keep_IN = tokenizer.keep(x_INC)
-    return list(projector.read(x_INC, keep_IN).split(keep_IN.sum(1).tolist()))
+    return [x_TD[-last:] for x_TD in projector.read(x_INC, keep_IN).split(keep_IN.sum(1).tolist())]
 
 
 def fresh(system: LavitConfig, data: Frozen, seed: int) -> LanguageTraining:
@@ -90,11 +91,13 @@ def fresh(system: LavitConfig, data: Frozen, seed: int) -> LanguageTraining:
 
 
 def stage(config: Config, work: Path) -> Stage:
-    """Needs `work/emoji`, and the weights of mini.vision and both phases of stage 1 under `work`."""
+    """Needs `work/emoji`, and the weights of mini.vision and both phases of stage 1 under `work`. Raises RebusError where more
+    places are compared than are there."""
+    config.align.check(config.last)
     data = Frozen(work)
     whole = fresh(config.system, data, config.seed)
     start_projector(whole, data, named=True)
-    module = Alignment(whole, load_named(work, "train").names, config.align)
+    module = Alignment(whole, load_named(work, "train").names, config.align, config.last)
     if config.adapters is not None:
         lend_adapters(whole.lm.llm, config.adapters)
     trainable = [

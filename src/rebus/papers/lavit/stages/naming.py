@@ -40,15 +40,16 @@ CONFIGS = {"mini": Config()}
 class Naming(nn.Module):
     """The language model with its projector, and the names that it is to say."""
 
-    def __init__(self, whole: LanguageTraining, names: list[str]) -> None:
+    def __init__(self, whole: LanguageTraining, names: list[str], last: int) -> None:
         super().__init__()
+        self.last = last
         self.lm, self.tokenizer = whole.lm, whole.tokenizer
         grammar = whole.grammar
         self.naming = VectorNaming(grammar.text, grammar.config.begin_image, grammar.config.end_image, names)
 
     def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
         """Patches of images, and which name each has."""
-        return self.naming(self.lm.llm, image_vectors(self.lm, self.tokenizer, x_INC), name_I)
+        return self.naming(self.lm.llm, image_vectors(self.lm, self.tokenizer, x_INC, self.last), name_I)
 
 
 def stage(config: Config, work: Path) -> Stage:
@@ -56,6 +57,6 @@ def stage(config: Config, work: Path) -> Stage:
     data = Frozen(work)
     whole = fresh(config.system, data, config.seed)
     read_stage(whole, work / "lavit.align")
-    module = Naming(whole, load_named(work, "train").names)
+    module = Naming(whole, load_named(work, "train").names, config.last)
     trainable = [Trainable("lm.input_projector.*", config.visual_lr), Trainable("lm.llm.*lora_*", config.lr)]
     return named_stage("lavit.naming", module, patches(data, config), config, trainable, most=256)

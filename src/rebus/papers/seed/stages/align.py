@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.errors import RebusError
 from rebus.mini.align import AlignConfig, NameStates, begun, lower, vector_states
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
@@ -38,9 +37,6 @@ class Config(NamedConfig):
     """The system whose language model is trained."""
     align: AlignConfig = field(default_factory=AlignConfig)
     """What is compared."""
-    last: int = 8
-    """Last codes of an image that are there when its states are compared. Read as running sums they say all, and the others
-    would be most of the work."""
     row_lr: float = 3e-4
     """Peak learning rate of the codes' rows."""
 
@@ -85,11 +81,7 @@ def image_vectors(llm: TextModel, before_B: Tensor, words_IN: Tensor, last: int)
 def stage(config: Config, work: Path) -> Stage:
     """Needs `work/emoji`, and the weights of mini.vision and SEED's stages 1 and 2 under `work`. Raises RebusError where more
     places are compared than there are codes."""
-    if config.last < config.align.places:
-        raise RebusError(
-            f"The last {config.align.places} places of an image are compared, but only its last {config.last} codes are there. Give "
-            "`--last` at least as many as `--align.places`."
-        )
+    config.align.check(config.last)
     torch.manual_seed(config.seed)
     whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="bf16")
     start_rows(whole, work, named=True)

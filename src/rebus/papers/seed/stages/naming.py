@@ -37,8 +37,6 @@ class Config(NamedConfig):
 
     system: SeedConfig = field(default_factory=lambda: MINI)
     """The system whose language model is trained."""
-    last: int = 8
-    """Last codes of an image that are there; read as running sums they say all."""
     row_lr: float = 1e-4
     """Peak learning rate of the codes' rows."""
 

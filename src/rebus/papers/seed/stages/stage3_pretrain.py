@@ -317,7 +317,8 @@ def stage(
     )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "aligned":
-        read_stage(module, work / "seed.drawing")
+        for begun in ("seed.naming", "seed.drawing"):  # the later trained a part of what the earlier did
+            read_stage(module, work / begun)
     elif config.row_start != "random":
         start_rows(module, work, named=config.row_start == "names")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)

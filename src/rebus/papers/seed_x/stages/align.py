@@ -55,22 +55,24 @@ CONFIGS = {"mini": Config(batch=192, adapters="seed-mini", lr=2e-3, optim=ALIGN_
 class Alignment(nn.Module):
     """The language model with its ways in and out."""
 
-    def __init__(self, whole: LanguageTraining, names: list[str], config: AlignConfig) -> None:
+    def __init__(self, whole: LanguageTraining, names: list[str], config: AlignConfig, last: int) -> None:
         super().__init__()
+        self.last = last
         self.lm = whole.lm
         grammar = whole.grammar
         self.aligned = VectorAlignment(whole.lm.llm, grammar.text, grammar.config.begin_image, names, config)
 
     def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
         """Patches of images, and which name each has."""
-        return self.aligned(self.lm.llm, image_vectors(self.lm, x_INC), name_I)
+        return self.aligned(self.lm.llm, image_vectors(self.lm, x_INC, self.last), name_I)
 
 
-def image_vectors(lm: InterleavedLM, x_INC: Tensor) -> list[Tensor]:
-    """What the language model reads of images of these patches, each one view: [slots, D] each."""
+def image_vectors(lm: InterleavedLM, x_INC: Tensor, last: int) -> list[Tensor]:
+    """What the language model reads of images of these patches, each one view: its `last` slots, [slots, D] each."""
     projector, where_W2 = lm.input_projector, positions(None)
     assert isinstance(projector, SeedXInputProjector)
-    return list(projector([Features(x_NC[None], "", where_W2) for x_NC in x_INC]).chunk(len(x_INC)))
+    slots = projector([Features(x_NC[None], "", where_W2) for x_NC in x_INC]).chunk(len(x_INC))
+    return [x_SD[-last:] for x_SD in slots]
 
 
 def fresh(system: SeedXConfig, data: Frozen, seed: int) -> LanguageTraining:
@@ -83,11 +85,13 @@ def fresh(system: SeedXConfig, data: Frozen, seed: int) -> LanguageTraining:
 
 
 def stage(config: Config, work: Path) -> Stage:
-    """Needs `work/emoji`, and the weights of mini.vision under `work`."""
+    """Needs `work/emoji`, and the weights of mini.vision under `work`. Raises RebusError where more
+    places are compared than are there."""
+    config.align.check(config.last)
     data = Frozen(work)
     whole = fresh(config.system, data, config.seed)
     begin_projectors(whole, data, torch.Generator().manual_seed(config.seed), named=True)
-    module = Alignment(whole, load_named(work, "train").names, config.align)
+    module = Alignment(whole, load_named(work, "train").names, config.align, config.last)
     if config.adapters is not None:
         lend_adapters(whole.lm.llm, config.adapters)
     trainable = [

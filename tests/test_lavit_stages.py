@@ -266,7 +266,7 @@ def test_reading_begins_as_alignment_and_naming_left_it(work: Path) -> None:
     held, module = load_named(work, "train"), stage.module.eval()
     with torch.no_grad():
         x_INC = Frozen(work).vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
-        read = lambda x: module.aligned.read(module.lm.llm, align.image_vectors(module.lm, module.tokenizer, x, 8))  # noqa: E731
+        read = lambda x: module.task.read(module.lm.llm, module.vectors(x))  # noqa: E731
         alone = torch.cat([read(x_NC[None]) for x_NC in x_INC])
         torch.testing.assert_close(read(x_INC), alone, atol=1e-4, rtol=1e-4)
 

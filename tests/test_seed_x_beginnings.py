@@ -116,10 +116,12 @@ def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
     picture = Image(PIL.Image.linear_gradient("L").convert("RGB").resize((64, 64)))
     (seen,) = module.tokenizer.encode([picture], {"understanding"})
     assert seen.understood.position_W2.shape == (1, 2)
-    slots = module.grammar.config.slots
-    read = align.image_vectors(module.lm, seen.understood.x_WNC, slots)
+    read = align.read(module.lm, module.tokenizer, seen.understood.x_WNC)
     torch.testing.assert_close(read[0], module.lm.input_projector([seen.understood]))
-    assert torch.equal(align.image_vectors(module.lm, seen.understood.x_WNC, 2)[0], read[0][-2:])
+    assert torch.equal(
+        speaker.module.vectors(seen.understood.x_WNC)[0],
+        align.read(speaker.module.lm, module.tokenizer, seen.understood.x_WNC)[0][-speaker.module.last :],
+    )
 
 
 def test_norms_learn_at_a_rate_of_their_own(folder: Path) -> None:

@@ -4,7 +4,7 @@ As `rebus.papers.seed.stages.naming`, for an image that goes in as vectors.
 
     rebus train seed_x.naming --config mini --work state
 
-Dimension key: I images · N patches · C width
+Dimension key: none
 """
 
 from __future__ import annotations
@@ -12,51 +12,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor, nn
-
-from rebus.mini.align import VectorNaming
 from rebus.mini.frozen import Frozen
-from rebus.mini.named import load_named
-from rebus.mini.named_stage import NamedConfig, named_stage, patches, read_stage
-from rebus.papers.seed_x.language_training import LanguageTraining
-from rebus.papers.seed_x.stages.align import fresh, image_vectors
+from rebus.mini.named_stage import read_stage
+from rebus.mini.vector_stages import VectorNamingConfig, naming_stage
+from rebus.papers.seed_x.stages import align
 from rebus.papers.seed_x.variants import MINI, SeedXConfig
-from rebus.train import Losses, Stage, Trainable
+from rebus.train import Stage
 
 
 @dataclass(frozen=True)
-class Config(NamedConfig):
+class Config(VectorNamingConfig):
     """How names are learned."""
 
     system: SeedXConfig = field(default_factory=lambda: MINI)
     """The system whose language model is trained."""
-    visual_lr: float = 5e-4
-    """Peak learning rate of the way in."""
 
 
 CONFIGS = {"mini": Config()}
 
 
-class Naming(nn.Module):
-    """The language model with its way in, and the names that it is to say."""
-
-    def __init__(self, whole: LanguageTraining, names: list[str], last: int) -> None:
-        super().__init__()
-        self.last = last
-        self.lm = whole.lm
-        grammar = whole.grammar
-        self.naming = VectorNaming(grammar.text, grammar.config.begin_image, grammar.config.end_image, names)
-
-    def forward(self, x_INC: Tensor, name_I: Tensor) -> Losses:
-        """Patches of images, and which name each has."""
-        return self.naming(self.lm.llm, image_vectors(self.lm, x_INC, self.last), name_I)
-
-
 def stage(config: Config, work: Path) -> Stage:
     """Needs what `seed_x.align` needs, and its weights under `work`."""
     data = Frozen(work)
-    whole = fresh(config.system, data, config.seed)
-    read_stage(whole, work / "seed_x.align")
-    module = Naming(whole, load_named(work, "train").names, config.last)
-    trainable = [Trainable("lm.input_projector.*", config.visual_lr), Trainable("lm.llm.*lora_*", config.lr)]
-    return named_stage("seed_x.naming", module, patches(data, config), config, trainable, most=256)
+    whole = align.fresh(config.system, data, config.seed)
+    read_stage(whole, work / align.NAME)
+    return naming_stage("seed_x.naming", whole, align.read, data, config)

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # seed:mini from nothing: data, shared parts, SEED's stages, and the embedded weights. Every step goes on where it was
-# stopped, so running this again is safe. About six hours on two CPU
-# cores with bfloat16 instructions, by the rates in weights/README.md.
+# stopped, so running this again is safe. Some hours on two CPU cores with bfloat16 instructions; weights/README.md has the rates.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rebus=${REBUS:-.venv/bin/rebus}

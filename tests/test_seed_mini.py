@@ -12,6 +12,7 @@ import torch
 from tests.tiny import generator
 
 from lavit_mini import write_work
+from rebus.apps.memory import note, recall
 from rebus.data.pictures import load_pictures
 from rebus.data.wording import style_name
 from rebus.document import Document, Image, assistant, user
@@ -63,7 +64,7 @@ SYSTEM = replace(
     language=LanguageConfig(
         base=TINY.language.base, new_words=18, lora_rank=2, lora_alpha=4, summed=SummedWords(262, 16)
     ),
-    detokenizer=replace(MINI.detokenizer, steps=2),
+    detokenizer=replace(MINI.detokenizer, steps=2, written=2),
 )
 TUNED = {"system": SYSTEM, "batch": 2, "base_dtype": "fp32", "optim": SHORT, "lr": 1e-2, "row_lr": 1e-2}
 CHAIN = {
@@ -266,6 +267,16 @@ def test_the_system_is_packed_loaded_and_unpacked(
     (said,) = system.generate([asked], modality="image", sampling=Sampling(max_new_tokens=12))
     assert said.images[0].pixels.size == (64, 64)
     assert (said.images[0].generated.ids_N // 4 == torch.arange(4)).all()
+    # of codes that the language model wrote the first alone are drawn from, and the picture knows it
+    assert said.images[0].drawn.sampling.codes == SYSTEM.detokenizer.written == 2
+    asked_for = Sampling(max_new_tokens=12, image=ImageSampling(codes=3))
+    (said,) = system.generate([asked], modality="image", sampling=asked_for)
+    assert said.images[0].drawn.sampling.codes == 3
+    streamed = [
+        p for p in system.stream(asked, modality="image", sampling=Sampling(max_new_tokens=12)) if isinstance(p, Image)
+    ]
+    assert streamed[0].drawn.sampling.codes == 2
+    assert recall(note(streamed[0]), streamed[0].pixels)[1].sampling.codes == 2
     (drawn,) = (p for p in system.draw([read], [None], [generator(0)], ImageSampling()) if isinstance(p, Image))
     assert drawn.pixels.size == (64, 64)
 
@@ -277,6 +288,26 @@ def test_the_system_is_packed_loaded_and_unpacked(
         stage = module.stage(replace(module.CONFIGS["mini"], **CHAIN[module]), again)
         losses = stage.module([Document((user("a"), assistant("b")))]) if module is stage4_instruct else None
         assert losses is None or torch.isfinite(losses.total)
+
+
+def test_an_image_is_drawn_from_its_first_codes(trained: Trained) -> None:
+    detokenizer = trained.stages["seed.detokenizer"].module.detokenizer.eval()
+    tokenizer = detokenizer.codes
+    ids = torch.tensor([[0, 4, 8, 12], [0, 4, 9, 13], [0, 5, 8, 12]])
+    x_ID = tokenizer.image_embedding(ids, 2)
+    torch.testing.assert_close(x_ID[0], x_ID[1], atol=0, rtol=0)  # what comes behind is not looked at
+    assert not torch.equal(x_ID[0], x_ID[2])
+    torch.testing.assert_close(tokenizer.image_embedding(ids, 4), tokenizer.image_embedding(ids), atol=0, rtol=0)
+    sums = tokenizer.quantizer.decode(ids)
+    torch.testing.assert_close(x_ID[0], tokenizer.embed_codes(torch.stack([sums[0, 0], *[sums[0, 1]] * 3])[None])[0])
+    for first in (0, 5):
+        with pytest.raises(
+            RebusError, match=f"An image of 4 codes was to be drawn from its first {first}. Give 1 to 4"
+        ):
+            tokenizer.image_embedding(ids, first)
+    alone = SeedTokenizer(replace(TOKENIZER, codebook="per_query", start_per_patch=0, start_contrast=0))
+    with pytest.raises(RebusError, match="first 2. This model's codes do not add up"):
+        alone.image_embedding(ids, 2)
 
 
 def test_a_codebook_whose_entries_stand_alone_is_not_cut(trained: Trained) -> None:

@@ -72,6 +72,9 @@ class ImageSampling:
     """unCLIP only: how much noise is added to the image embedding, 0..999."""
     size: tuple[int, int] | None = None
     """Height and width in pixels, where the detokenizer draws several (LaVIT)."""
+    codes: int | None = None
+    """How many of an image's first codes are drawn from, where codes add up (SEED's minis). A code that is wrong costs more
+    than one that is left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +120,15 @@ class Detokenizer(Protocol):
         sampling: ImageSampling,
     ) -> Iterator[Progress | PIL.Image.Image]:
         """`Progress` while it draws, then one image for each of `tokens`, in order."""
+        ...
+
+
+@runtime_checkable
+class DrawsReplies(Protocol):
+    """A detokenizer that draws otherwise what a language model wrote than what a tokenizer read."""
+
+    def as_written(self, sampling: ImageSampling) -> ImageSampling:
+        """The settings for it, where nothing else was asked for."""
         ...
 
 

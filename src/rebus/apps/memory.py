@@ -126,6 +126,7 @@ def _settings(found: dict[Any, Any]) -> ImageSampling:
     known = {field.name for field in dataclasses.fields(ImageSampling)}
     checks = {
         "steps": lambda v: type(v) is int and 1 <= v <= MAX_STEPS,
+        "codes": lambda v: type(v) is int and 1 <= v <= MAX_CODES,
         "noise_level": lambda v: type(v) is int and 0 <= v < 1_000,
         "guidance": _finite,
         "image_guidance": _finite,

@@ -27,7 +27,7 @@ from rebus.sequence import Sequence as Words
 from rebus.system.dice import Dice
 from rebus.system.encoding import encode
 from rebus.system.engine import Engine, Job
-from rebus.visual import Detokenizer, Drawn, Editor, ImageSampling, Progress, VisualTokenizer
+from rebus.visual import Detokenizer, Drawn, DrawsReplies, Editor, ImageSampling, Progress, VisualTokenizer
 
 Scorer = Callable[[Document, Message], float]
 """How good a reply to a document is; higher is better."""
@@ -96,7 +96,7 @@ class System:
         with closing(self._decoded([Job(self, prompt, modality, sampling, dice.words)])) as decoded:
             for _, part in decoded:
                 if isinstance(part, Image):
-                    yield from self.draw([part], [source], [dice.image()], sampling.image)
+                    yield from self.draw([part], [source], [dice.image()], self.as_written(sampling.image))
                 else:
                     yield part
 
@@ -141,7 +141,9 @@ class System:
 
         def drawn(chosen: Sequence[int]) -> list[Message]:
             sources = [last_picture(documents[jobs[j][0]]) for j in chosen]
-            return self._drawn([replies[j] for j in chosen], sources, [jobs[j][2] for j in chosen], sampling.image)
+            return self._drawn(
+                [replies[j] for j in chosen], sources, [jobs[j][2] for j in chosen], self.as_written(sampling.image)
+            )
 
         every = range(len(jobs))
         if scorer is None or each == 1:
@@ -249,6 +251,10 @@ class System:
                 assert self.lm.output_projector is not None
                 return [Image(generated=self.lm.output_projector(event.hidden_ND))]
         return []
+
+    def as_written(self, sampling: ImageSampling) -> ImageSampling:
+        """How images of a reply are drawn: a detokenizer may have a way of its own for tokens that a language model wrote."""
+        return self.detokenizer.as_written(sampling) if isinstance(self.detokenizer, DrawsReplies) else sampling
 
     def draw(
         self,

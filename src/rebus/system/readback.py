@@ -87,6 +87,8 @@ def reply(
             # pictures that were drawn beside others differ from the same drawn alone by rounding: what is kept can be
             # drawn again bit for bit
             generator = torch.Generator().manual_seed(part.drawn.seed)
-            yield from system.draw([Image(generated=part.generated)], [part.drawn.source], [generator], sampling.image)
+            yield from system.draw(
+                [Image(generated=part.generated)], [part.drawn.source], [generator], part.drawn.sampling
+            )
         else:
             yield part

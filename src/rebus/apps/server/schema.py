@@ -128,10 +128,13 @@ class Drawing(Strict):
     image_guidance: float | None = Field(default=None, ge=0, le=100)
     noise_level: int | None = Field(default=None, ge=0, le=999)
     size: tuple[int, int] | None = Field(default=None, description="height and width, where the model draws several")
+    codes: int | None = Field(
+        default=None, ge=1, le=1024, description="how many of an image's first codes are drawn from, where codes add up"
+    )
 
     def sampling(self) -> ImageSampling:
         """The library's settings."""
-        return ImageSampling(self.steps, self.guidance, self.image_guidance, self.noise_level, self.size)
+        return ImageSampling(self.steps, self.guidance, self.image_guidance, self.noise_level, self.size, self.codes)
 
 
 class Settings(Body):

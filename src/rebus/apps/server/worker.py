@@ -121,7 +121,7 @@ class Answer:
             said,
             self._source,
             self._dice.image(),
-            order.sampling.image,
+            order.system.as_written(order.sampling.image),
             order.previews,
             tell=lambda piece: self._post(coming, piece),
         )

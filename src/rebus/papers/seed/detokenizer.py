@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import PIL.Image
 import torch
@@ -43,6 +43,8 @@ class MiniDetokenizerConfig:
     """Guidance scale unless asked otherwise (the released pipeline: 10; SEED v1 does not say)."""
     shift: float = 1.5
     """Shift of the flow's time steps, as trained."""
+    written: int | None = None
+    """How many of the first codes that a language model wrote are drawn from, unless asked otherwise; none: all."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ class MiniDetokenizer(nn.Module, ABC):
         self.codec = LatentCodec(config.vae)
         self.denoiser = Denoiser(config.denoiser)
 
+    def as_written(self, sampling: ImageSampling) -> ImageSampling:
+        """How an image is drawn whose codes a language model wrote."""
+        return sampling if sampling.codes is not None else replace(sampling, codes=self.config.written)
+
     @abstractmethod
     def conditions(
         self,
@@ -141,10 +147,11 @@ class MiniDetokenizer(nn.Module, ABC):
             shift=self.config.shift,
         )
 
-    def embeddings(self, tokens: Sequence[VisualTokens]) -> Tensor:
-        """What codes give back: image embeddings [I, D] or states_ISC. Raises RebusError for anything else, or codes of
-        another tokenizer."""
-        return self.codes.image_embedding(code_ids(tokens, self.codes).to(next(self.denoiser.parameters()).device))
+    def embeddings(self, tokens: Sequence[VisualTokens], first: int | None = None) -> Tensor:
+        """What codes, or of each image the `first` of them, give back: image embeddings [I, D] or states_ISC. Raises
+        RebusError for anything else, or codes of another tokenizer."""
+        ids_IN = code_ids(tokens, self.codes).to(next(self.denoiser.parameters()).device)
+        return self.codes.image_embedding(ids_IN, first)
 
 
 class SeedDetokenizer(MiniDetokenizer):
@@ -178,13 +185,13 @@ class SeedDetokenizer(MiniDetokenizer):
         sampling: ImageSampling,
     ) -> tuple[Condition, Condition]:
         """The images' embeddings, a little noisy; away from the negative image where one is given, else from nothing."""
-        embedding_ID = self.embeddings(tokens)
+        embedding_ID = self.embeddings(tokens, sampling.codes)
         level = sampling.noise_level if sampling.noise_level is not None else self.config.noise_level
         noise_ID = noise_like(embedding_ID.shape[1:], generators, like=embedding_ID)
         empty = self.denoiser.blank(len(noise_ID), like=noise_ID)
         given = [number for number, token in enumerate(negatives) if token is not None]
         if given:
-            away_ID = self.embeddings([token for token in negatives if token is not None])
+            away_ID = self.embeddings([token for token in negatives if token is not None], sampling.codes)
             negative = self.condition(away_ID, level, noise_ID[given])
             empty.vector_ID[given] = negative.vector_ID
             empty.extra_Iehw[given] = negative.extra_Iehw
@@ -222,11 +229,11 @@ class StatesDetokenizer(MiniDetokenizer):
         sampling: ImageSampling,
     ) -> tuple[Condition, Condition]:
         """The images' states; away from those of the negative image where one is given, else from zeros."""
-        told = self.condition(self.embeddings(tokens))
+        told = self.condition(self.embeddings(tokens, sampling.codes))
         empty = told.zeros()
         given = [number for number, token in enumerate(negatives) if token is not None]
         if given:
-            away = self.condition(self.embeddings([token for token in negatives if token is not None]))
+            away = self.condition(self.embeddings([token for token in negatives if token is not None], sampling.codes))
             empty.tokens_ISC[given] = away.tokens_ISC
             empty.extra_Iehw[given] = away.extra_Iehw
         return told, empty

@@ -291,9 +291,23 @@ class SeedTokenizer(nn.Module):
         x = self.head(self.image_decoder(self.from_code(z_INE)))
         return x + z_INE[:, -1] if self.adds_up(self.config) else x
 
-    def image_embedding(self, ids_IN: Tensor) -> Tensor:
-        """Ids → image embedding, as `embed_codes`."""
-        return self.embed_codes(self.quantizer.decode(ids_IN))
+    def image_embedding(self, ids_IN: Tensor, first: int | None = None) -> Tensor:
+        """Ids → image embedding, as `embed_codes`; of each image's codes the `first` alone, where codes add up. Raises RebusError
+        where they do not, or for a number that there cannot be."""
+        z_INE = self.quantizer.decode(ids_IN)
+        if first is not None:
+            queries = z_INE.shape[1]
+            if not self.adds_up(self.config) or not 1 <= first <= queries:
+                raise RebusError(
+                    f"An image of {queries} codes was to be drawn from its first {first}. "
+                    + (
+                        f"Give 1 to {queries}."
+                        if self.adds_up(self.config)
+                        else "This model's codes do not add up: leave `codes` out."
+                    )
+                )
+            z_INE = torch.cat([z_INE[:, :first], z_INE[:, first - 1 : first].expand(-1, queries - first, -1)], 1)
+        return self.embed_codes(z_INE)
 
     def reconstruct_embeddings(self, z_INE: Tensor) -> Tensor:
         """Entries → causal embeddings x_INC as rebuilt from them; only training asks for this. Raises RebusError for a

@@ -82,6 +82,7 @@ MINI = SeedConfig(
     tokenizer=MINI_TOKENIZER,
     grammar=mini(SMOLLM2_WORDS, 2048, per_query=True),
     language=LanguageConfig(base=BASE_LLM, new_words=2050, lora_dropout=0.0, summed=SummedWords(SMOLLM2_WORDS, 2048)),
+    detokenizer=SeedDetokenizerConfig(written=8),
     weights="seed-mini",
     base="mini",
 )

@@ -227,6 +227,8 @@ def test_of_a_drawing_the_first_codes_alone_are_learned(trained: Trained) -> Non
     for told, message in (
         ({"first": 5}, "Of an image's 4 codes the first 5"),
         ({"depth": 2}, "The first 2 of 2 layers"),
+        ({"named": 0}, "A step names 0 pictures"),
+        ({"last": 0}, "the last 0 words or vectors"),
     ):
         with pytest.raises(RebusError, match=message):
             drawing.stage(replace(drawing.CONFIGS["mini"], **CHAIN[drawing] | told), work)

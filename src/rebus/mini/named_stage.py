@@ -43,6 +43,13 @@ class NamedConfig:
     seed: int = 42
     """Order of the images and initial weights."""
 
+    def __post_init__(self) -> None:
+        if min(self.last, self.copies) < 1:
+            raise RebusError(
+                f"Of an image the last {self.last} words or vectors were to be there, and each picture {self.copies} times. "
+                "Give `--last` and `--copies` at least 1."
+            )
+
 
 ALIGN_OPTIM = Optim(steps=600, warmup=0.05, min_lr_ratio=0.02, betas=(0.9, 0.95), weight_decay=0.01)
 """Optimiser and schedule of `align`."""

@@ -207,11 +207,16 @@ class Seen:
 
 def stage(config: Config, work: Path) -> Stage:
     """Needs what `seed.naming` needs, and its weights under `work`. Raises RebusError where more codes are asked for than an
-    image has, or no layer is left to learn."""
+    image has, no layer is left to learn, or nothing is to be named or wished for."""
     codes = config.system.tokenizer.qformer.queries
     if not 1 <= config.first <= codes:
         raise RebusError(
             f"Of an image's {codes} codes the first {config.first} are to be learned. Give `--first` a number from 1 to {codes}."
+        )
+    if min(config.named, config.wordings) < 1:
+        raise RebusError(
+            f"A step names {config.named} pictures, and each is wished for in {config.wordings} ways. Give `--named` and "
+            "`--wordings` at least 1."
         )
     torch.manual_seed(config.seed)
     whole = training(config.system, work, template="chat", loss="reply", pack=None, base_dtype="bf16")

@@ -255,3 +255,9 @@ def test_edit_is_refused_where_there_is_nothing_to_edit(server):
     for model in ("seed:tiny", "seed_x:tiny"):
         with pytest.raises(openai.BadRequestError, match="nothing to edit"):
             client.responses.create(model=model, input="blue", tools=[{"type": "image_generation", "action": "edit"}])
+
+
+def test_codes_that_cannot_be_left_out_are_an_error_that_says_so(server):
+    client = server.client()
+    with pytest.raises(openai.BadRequestError, match="do not add up"):
+        client.images.generate(model="seed:tiny", prompt="a house", extra_body={"seed": 1, "drawing": {"codes": 2}})

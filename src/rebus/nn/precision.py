@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+
+BaseNumbers = Literal["fp32", "bf16", "auto"]
+"""Number format of what is frozen of a base model; auto is bf16 where `fast_dtype` says so, else fp32."""
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:
@@ -17,3 +22,11 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
         native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     return torch.float32
+
+
+def dtype_of_base(numbers: BaseNumbers) -> torch.dtype:
+    """The number format in which a base model is read. A stage builds its model before it knows its device: `auto` asks the
+    GPU where there is one, else the CPU."""
+    if numbers == "auto":
+        return fast_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.bfloat16 if numbers == "bf16" else torch.float32

@@ -20,6 +20,7 @@ from rebus.mini.frozen import Frozen
 from rebus.mini.llm import read_base
 from rebus.nn.attention import init_linears
 from rebus.nn.lora import add_lora
+from rebus.nn.precision import dtype_of_base
 from rebus.nn.text_tokenizer import TextTokenizer
 from rebus.sequence import Sequence, collate, collated
 from rebus.studies.arms import Measure
@@ -82,7 +83,7 @@ class Reader(nn.Module):
     def __init__(self, config: Config, width: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        llm, self.text = read_base(config.base, dtype=torch.bfloat16)
+        llm, self.text = read_base(config.base, dtype=dtype_of_base("auto"))
         add_lora(llm, rank=16, alpha=32, dropout=0.0, generator=generator)
         self.lm = InterleavedLM(llm, TokenProjector(width, llm.width, generator))
 

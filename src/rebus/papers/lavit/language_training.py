@@ -23,6 +23,7 @@ from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
 from rebus.lm import CodePositions, InterleavedLM, Losses
+from rebus.nn.precision import BaseNumbers, dtype_of_base
 from rebus.papers.lavit.grammar import LavitGrammar
 from rebus.papers.lavit.language import LanguageConfig, build_language
 from rebus.papers.lavit.projectors import LavitInputProjector
@@ -48,8 +49,6 @@ def text_first(record: Record, rng: object) -> Document:
     return Document((user(record.text("text")), assistant(*record.pictures(1)[:1])))
 
 
-BaseNumbers = Literal["fp32", "bf16"]
-"""Number format of a base model."""
 CodeSoftmax = Literal["vocabulary", "image"]
 """What the softmax of a code is over in the loss."""
 
@@ -168,12 +167,12 @@ def begin(
             "The projector's merger begins as the tokenizer's, but they have other sizes: "
             f"{system.projector} against {system.tokenizer.merger}. Make them the same."
         )
-    if base_dtype == "bf16" and not system.language.lora_rank:
+    if base_dtype != "fp32" and not system.language.lora_rank:
         raise RebusError(
-            "A language model that is trained as a whole is trained in float32, but `base_dtype` is bf16 and there are no "
+            f"A language model that is trained as a whole is trained in float32, but `base_dtype` is {base_dtype} and there are no "
             "adapters. Give `lora_rank`, or leave the base in fp32."
         )
-    dtype = torch.bfloat16 if base_dtype == "bf16" else torch.float32
+    dtype = dtype_of_base(base_dtype)
     llm, text = build_language(system.language, base=base, dtype=dtype, generator=generator)
     projector = LavitInputProjector(system.projector, llm.width, generator, running_mean=system.running_mean)
     projector.merger.load_state_dict(tokenizer.merger.state_dict())

@@ -59,7 +59,7 @@ def fresh(system: LavitConfig, data: Frozen, seed: int) -> LanguageTraining:
         pack=None,
         visual_loss=False,
         selection="expected",
-        base_dtype="bf16",
+        base_dtype="auto",
         generator=torch.Generator().manual_seed(seed),
     )
 

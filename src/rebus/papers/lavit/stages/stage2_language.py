@@ -41,12 +41,12 @@ from rebus.mini.named import load_named
 from rebus.nn.caption_rows import linear_from_captions, rows_from_captions
 from rebus.nn.name_rows import linear_from_names
 from rebus.nn.new_rows import Rows
+from rebus.nn.precision import BaseNumbers
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
 from rebus.papers.lavit.build import read_tokenizer_part
 from rebus.papers.lavit.language import LanguageConfig
 from rebus.papers.lavit.language_training import (
     PRETRAIN,
-    BaseNumbers,
     CodeSoftmax,
     LanguageTraining,
     begin,
@@ -133,7 +133,7 @@ CONFIGS = {
         moved=0.6,
         batch=16,
         pack=128,
-        base_dtype="bf16",
+        base_dtype="auto",
         code_softmax="image",
         lr=1e-3,
         row_lr=2e-3,

@@ -27,11 +27,11 @@ from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
 from rebus.mini.moving import Moved
 from rebus.mini.replay import WithReplies, base_replies
+from rebus.nn.precision import BaseNumbers
 from rebus.papers.lavit.bank import bank_tokenizer
 from rebus.papers.lavit.language import LanguageConfig
 from rebus.papers.lavit.language_training import (
     INSTRUCT,
-    BaseNumbers,
     CodeSoftmax,
     LanguageTraining,
     begin,
@@ -106,7 +106,7 @@ CONFIGS = {
         replies=0.05,
         batch=16,
         pack=128,
-        base_dtype="bf16",
+        base_dtype="auto",
         code_softmax="image",
         lr=8e-4,
         row_lr=1e-3,

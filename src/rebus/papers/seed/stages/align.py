@@ -83,7 +83,7 @@ def stage(config: Config, work: Path) -> Stage:
     places are compared than there are codes."""
     config.align.check(config.last)
     torch.manual_seed(config.seed)
-    whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="bf16")
+    whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="auto")
     start_rows(whole, work, named=True)
     data = Frozen(work)
 

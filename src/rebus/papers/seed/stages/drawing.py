@@ -219,7 +219,7 @@ def stage(config: Config, work: Path) -> Stage:
             "`--wordings` at least 1."
         )
     torch.manual_seed(config.seed)
-    whole = training(config.system, work, template="chat", loss="reply", pack=None, base_dtype="bf16")
+    whole = training(config.system, work, template="chat", loss="reply", pack=None, base_dtype="auto")
     layers = len(whole.lm.llm.base.base_model.layers)
     if not 0 <= config.depth < layers:
         raise RebusError(

@@ -78,7 +78,7 @@ class Naming(nn.Module):
 def stage(config: Config, work: Path) -> Stage:
     """Needs what `seed.align` needs, and its weights under `work`."""
     torch.manual_seed(config.seed)
-    whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="bf16")
+    whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="auto")
     read_stage(whole, work / "seed.align")
     data = Frozen(work)
 

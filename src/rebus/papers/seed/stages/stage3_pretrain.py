@@ -41,6 +41,7 @@ from rebus.mini.named_stage import read_stage
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.name_rows import rows_from_names
 from rebus.nn.new_rows import CodebookRows, Rows
+from rebus.nn.precision import BaseNumbers, dtype_of_base
 from rebus.papers.seed import tuning
 from rebus.papers.seed.bank import bank_codes, named_codes, read_vision
 from rebus.papers.seed.grammar import SeedGrammar
@@ -92,7 +93,7 @@ class Config:
     ten words, reading is otherwise a small part of what is learned. (The papers: all alike.)"""
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
-    base_dtype: Literal["fp32", "bf16"] = "fp32"
+    base_dtype: BaseNumbers = "fp32"
     """Number format of the frozen base model. Collated and adapters that learn are float32 in both."""
     lr: float = 1.5e-4
     """Peak learning rate of the adapters."""
@@ -136,7 +137,7 @@ CONFIGS = {
         pack=128,
         first_code_weight=6.0,
         code_softmax="position",
-        base_dtype="bf16",
+        base_dtype="auto",
         lr=5e-4,
         row_lr=2e-3,
         read_row_lr=1e-4,
@@ -154,7 +155,7 @@ CONFIGS = {
         pack=128,
         first_code_weight=6.0,
         code_softmax="position",
-        base_dtype="bf16",
+        base_dtype="auto",
         lr=1e-3,
         row_lr=2e-3,
         in_full=(),
@@ -208,7 +209,7 @@ def training(
     template: TemplateName,
     loss: LossKind,
     pack: int | None,
-    base_dtype: Literal["fp32", "bf16"] = "fp32",
+    base_dtype: BaseNumbers = "fp32",
     first_code_weight: float = 1.0,
     word_weight: float = 1.0,
     code_softmax: Literal["vocabulary", "position"] = "vocabulary",
@@ -223,7 +224,7 @@ def training(
             "A merged language model has no rows nor adapters to train, but this system's is one. Give the stage a "
             "`language` that names its exported folder as `base`."
         )
-    lm, text = build_language(config.language, dtype=torch.bfloat16 if base_dtype == "bf16" else torch.float32)
+    lm, text = build_language(config.language, dtype=dtype_of_base(base_dtype))
     share_codebook(lm, tokenizer.quantizer.codebook_KC)
     grammar = SeedGrammar(text, config.grammar, tokenizer.source)
     if (first_code_weight, word_weight) != (1.0, 1.0):

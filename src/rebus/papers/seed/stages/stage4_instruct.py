@@ -27,6 +27,7 @@ from rebus.data.pictures import load_pictures
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.moving import Moved
 from rebus.mini.replay import WithReplies, base_replies
+from rebus.nn.precision import BaseNumbers
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
@@ -66,7 +67,7 @@ class Config:
     """How many times as much a word of text counts in the loss as a code on the average. (The papers: all alike.)"""
     pack: int | None = None
     """Words of a packed row, longer documents have rows of their own length; none: a row for each document, padded."""
-    base_dtype: Literal["fp32", "bf16"] = "fp32"
+    base_dtype: BaseNumbers = "fp32"
     """Number format of the frozen base model. Rows and adapters that learn are float32 in both."""
     lr: float = 1e-4
     """Peak learning rate of the adapters."""
@@ -99,7 +100,7 @@ CONFIGS = {
         moved=0.6,
         batch=16,
         pack=128,
-        base_dtype="bf16",
+        base_dtype="auto",
         lr=6e-4,
         row_lr=1e-3,
         read_row_lr=1e-4,

@@ -55,7 +55,7 @@ def fresh(system: SeedXConfig, data: Frozen, seed: int) -> LanguageTraining:
     generator = torch.Generator().manual_seed(seed)
     tokenizer = SeedXTokenizer(system.tokenizer, generator=generator)
     tokenizer.vision.trunk.load_state_dict(data.vision.vit.state_dict())
-    config = pretrain.Config(system, locations="smooth", base_dtype="bf16", seed=seed)
+    config = pretrain.Config(system, locations="smooth", base_dtype="auto", seed=seed)
     return pretrain.fresh(config, tokenizer, None, generator)
 
 

@@ -32,6 +32,7 @@ from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import Template
 from rebus.lm import InterleavedLM
 from rebus.mini.replay import WithReplies, base_replies
+from rebus.nn.precision import BaseNumbers, dtype_of_base
 from rebus.packages import embedded as embedded_weights
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.build import build
@@ -91,7 +92,7 @@ class Config:
     """Pictures whose features are kept in memory."""
     measured: int = 16
     """Embedded data only: documents of each kind that are measured."""
-    base_dtype: Literal["fp32", "bf16"] = "fp32"
+    base_dtype: BaseNumbers = "fp32"
     """Number format of what is frozen of the base model. All that learns is float32 in both."""
     lr: float = 1e-4
     """Peak learning rate."""
@@ -129,7 +130,7 @@ CONFIGS = {
         pack=128,
         one_view=0.5,
         remember=4096,
-        base_dtype="bf16",
+        base_dtype="auto",
         lr=1e-3,
         full_lr=5e-5,
         moved=0.6,
@@ -200,7 +201,7 @@ def begin(config: Config, base: Path | None) -> tuple[LanguageTraining, Speciali
             "model. Name one with `--base FOLDER` (`rebus pack` or `rebus convert` write one)."
         )
     system = config_from_json(SeedXConfig, saved.config)
-    dtype = torch.bfloat16 if config.base_dtype == "bf16" else torch.float32
+    dtype = dtype_of_base(config.base_dtype)
     made = build(system, saved.folder, ("tokenizer", "lm"), "cpu", dtype)
     lm, tokenizer, grammar = made.lm, made.tokenizer, made.grammar
     assert isinstance(tokenizer, SeedXTokenizer) and isinstance(grammar, SeedXGrammar)

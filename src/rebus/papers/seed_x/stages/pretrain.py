@@ -36,6 +36,7 @@ from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.mini.frozen import Frozen
 from rebus.mini.named_stage import read_stage
+from rebus.nn.precision import BaseNumbers, dtype_of_base
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.beginnings import begin_projectors
 from rebus.papers.seed_x.build import assemble
@@ -89,7 +90,7 @@ class Config:
     """Pictures whose features are kept in memory."""
     measured: int = 32
     """Embedded data only: documents of each kind that are measured."""
-    base_dtype: Literal["fp32", "bf16"] = "fp32"
+    base_dtype: BaseNumbers = "fp32"
     """Number format of what is frozen of the base model. All that learns is float32 in both."""
     lr: float = 1e-4
     """Peak learning rate of adapters, projectors and what is trained in full."""
@@ -132,7 +133,7 @@ CONFIGS = {
         moved=0.6,
         projector_start="aligned",
         remember=4096,
-        base_dtype="bf16",
+        base_dtype="auto",
         lr=1e-3,
         row_lr=2e-3,
         in_full=NORMS,
@@ -212,7 +213,7 @@ def fresh(config: Config, tokenizer: SeedXTokenizer, base: Path | None, generato
     if base is not None:
         system = replace(system, language=replace(system.language, base=str(base)))
     assert isinstance(system.language, LanguageConfig)
-    dtype = torch.bfloat16 if config.base_dtype == "bf16" else torch.float32
+    dtype = dtype_of_base(config.base_dtype)
     llm, text = base_language(system.language, dtype=dtype, generator=generator)
     if config.locations == "smooth":
         smooth_locations(llm, system.grammar.first_location, system.grammar.locations, generator)

@@ -74,6 +74,8 @@ class Tokenizer:
 
 
 class Detokenizer:
+    settings = frozenset({"steps"})
+
     def __init__(self, tokenizer, damage=lambda picture, generator: picture):
         self.tokenizer, self.damage = tokenizer, damage
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import PIL.Image
 import pytest
 import torch
@@ -13,6 +15,7 @@ from rebus.checkpoint import SavedSystem, save_system
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.papers.seed.variants import TINY
+from rebus.papers.seed_x.speciality import Sourceless
 from rebus.sampling import Sampling
 from rebus.system import Dice, System, encode, known_systems, load
 from rebus.visual import Codes, Features, ImageSampling, Progress
@@ -20,6 +23,8 @@ from rebus.visual import Codes, Features, ImageSampling, Progress
 
 class Noting:
     """A visual tokenizer and detokenizer that note what they are asked."""
+
+    settings = frozenset({"steps"})
 
     def __init__(self):
         self.encoded, self.decoded = [], []
@@ -75,6 +80,33 @@ def test_a_detokenizer_gets_the_last_picture_and_a_generator_for_each_image():
     assert drawer.decoded[2][2] == [seeds[0], seeds[0]]  # without generators, all begin with the same seed
     replies = list(System(GRAMMAR, LM).stream(document, modality="image"))
     assert len(replies) == 1 and replies[0].pixels is None and replies[0].generated is not None
+
+
+GIVEN = {"steps": 1, "guidance": 2.0, "image_guidance": 2.0, "noise_level": 3, "size": (16, 16), "codes": 2}
+"""A value for each of `ImageSampling`'s fields."""
+
+
+@pytest.mark.parametrize("paper", tiny.PAPERS)
+def test_a_setting_that_says_nothing_to_a_detokenizer_is_an_error(paper: str) -> None:
+    assert set(GIVEN) == {field.name for field in fields(ImageSampling)}
+    system = tiny.system(paper)
+    settings = system.detokenizer.settings
+    assert {"steps", "guidance"} <= settings < set(GIVEN)
+    (reply,) = system.generate([Document((user("Draw."),))], modality="image", sampling=Sampling(max_new_tokens=60))
+    given = ImageSampling(**GIVEN)
+    assert given.unused(settings) == [name for name in GIVEN if name not in settings]
+    assert given.only(settings) == ImageSampling(**{name: GIVEN[name] for name in GIVEN if name in settings})
+    for name in GIVEN.keys() - settings:
+        with pytest.raises(RebusError, match=f"but {name} was given, which says nothing to its image decoder"):
+            list(system.draw(reply.images, [None], [tiny.generator(0)], ImageSampling(**{name: GIVEN[name]})))
+    drawing = list(system.draw(reply.images, [None], [tiny.generator(0)], ImageSampling(steps=3, guidance=2.0)))
+    assert sum(isinstance(piece, Progress) for piece in drawing) == 3
+
+
+def test_a_detokenizer_that_sees_no_source_is_not_told_how_to_keep_one() -> None:
+    system = tiny.system("seed_x")
+    assert ("image_guidance" in system.detokenizer.settings) == system.edits
+    assert Sourceless(system.detokenizer).settings == system.detokenizer.settings - {"image_guidance"}
 
 
 def test_streams_of_random_numbers_are_independent():

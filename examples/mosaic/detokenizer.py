@@ -24,6 +24,9 @@ SIDE = 64
 class MosaicDetokenizer(nn.Module):
     """Codes → images; `codes` is the tokenizer, whose colours are painted."""
 
+    settings: frozenset[str] = frozenset()
+    """What it is told by `ImageSampling`: nothing, as it has neither steps nor guidance."""
+
     def __init__(self, codes: MosaicTokenizer) -> None:
         super().__init__()
         self.codes = codes

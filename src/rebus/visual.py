@@ -6,7 +6,7 @@ Dimension key: I images · W views of one image · N visual tokens · C visual w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import PIL.Image
@@ -76,6 +76,14 @@ class ImageSampling:
     """How many of an image's first codes are drawn from, where codes add up (SEED's minis). A code that is wrong costs more
     than one that is left out."""
 
+    def unused(self, settings: frozenset[str]) -> list[str]:
+        """Names of what is given here and is none of a detokenizer's `settings`."""
+        return [f.name for f in fields(self) if getattr(self, f.name) is not None and f.name not in settings]
+
+    def only(self, settings: frozenset[str]) -> ImageSampling:
+        """These without what is unused."""
+        return replace(self, **dict.fromkeys(self.unused(settings)))
+
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
@@ -109,6 +117,11 @@ class VisualTokenizer(Protocol):
 
 class Detokenizer(Protocol):
     """Tokens → images."""
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """Which of the values of `ImageSampling` change what it draws, or how."""
+        ...
 
     def decode(
         self,

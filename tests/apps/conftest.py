@@ -36,6 +36,8 @@ class FakeTokenizer:
 class FakeDetokenizer:
     """Draws codes as a picture of the colour that they say."""
 
+    settings = frozenset({"steps"})
+
     def decode(self, tokens, *, sources, negatives, generators, sampling):
         assert len(tokens) == len(sources) == len(negatives) == len(generators)
         assert {token.source for token in tokens} == {FakeGrammar.source}

@@ -257,6 +257,14 @@ def test_edit_is_refused_where_there_is_nothing_to_edit(server):
             client.responses.create(model=model, input="blue", tools=[{"type": "image_generation", "action": "edit"}])
 
 
+def test_a_setting_that_says_nothing_to_a_model_is_refused_before_it_draws(server):
+    client = server.client()
+    for model, told in (("seed:tiny", {"size": [32, 32]}), ("seed_x:tiny", {"codes": 2})):
+        with pytest.raises(openai.BadRequestError, match="says nothing to its image decoder") as refused:
+            client.images.generate(model=model, prompt="a house", extra_body={"seed": 1, "drawing": told})
+        assert refused.value.param == "drawing"
+
+
 def test_codes_that_cannot_be_left_out_are_an_error_that_says_so(server):
     client = server.client()
     with pytest.raises(openai.BadRequestError, match="do not add up"):

@@ -256,6 +256,18 @@ class System:
         """How images of a reply are drawn: a detokenizer may have a way of its own for tokens that a language model wrote."""
         return self.detokenizer.as_written(sampling) if isinstance(self.detokenizer, DrawsReplies) else sampling
 
+    def check_drawing(self, sampling: ImageSampling) -> None:
+        """Raises RebusError for a setting that says nothing to the detokenizer: it would be passed over in silence."""
+        if self.detokenizer is None:
+            return
+        settings = self.detokenizer.settings
+        if unused := sampling.unused(settings):
+            known = ", ".join(sorted(settings)) or "no setting"
+            raise RebusError(
+                f"{self.name} draws by {known}, but {' and '.join(unused)} was given, which says nothing to its image decoder. "
+                "Leave it out, or name another model."
+            )
+
     def draw(
         self,
         images: Sequence[Image],
@@ -264,10 +276,11 @@ class System:
         sampling: ImageSampling,
     ) -> Iterator[Progress | Image]:
         """Images with tokens → `Progress`, then the same images with pixels and how they were drawn; without a detokenizer
-        as they are. Every image has a fresh generator."""
+        as they are. Every image has a fresh generator. Raises RebusError for a setting that says nothing to this detokenizer."""
         if self.detokenizer is None or not images:
             yield from images
             return
+        self.check_drawing(sampling)
         tokens = [image.generated for image in images if image.generated is not None]
         drawing = self.detokenizer.decode(
             tokens, sources=sources, negatives=[None] * len(tokens), generators=generators, sampling=sampling

@@ -70,7 +70,7 @@ async def _drawn(models: Models, asked: DetokenizeRequest) -> list[dict[str, Any
             code="too_many_images",
         )
     sampling = ImageSampling() if asked.drawing is None else asked.drawing.sampling()
-    models.check_drawing(sampling)
+    models.check_drawing(system, sampling)
     data = []
     with worker.place():
         for item in asked.images:

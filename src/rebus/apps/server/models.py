@@ -14,6 +14,7 @@ from rebus.apps.server.metrics import Meters
 from rebus.apps.server.settings import ServerConfig
 from rebus.apps.server.worker import Worker, by_base
 from rebus.document import Document
+from rebus.errors import RebusError
 from rebus.grammar import Modality
 from rebus.sampling import Sampling
 from rebus.system import System
@@ -93,11 +94,16 @@ class Models:
             raise ApiError(400, f"{name} does not draw. Ask for text.", code="unsupported", param="modalities")
         if document.images and system.tokenizer is None:
             raise ApiError(400, f"{name} does not see. Send text alone.", code="unsupported", param="messages")
-        self.check_drawing(sampling.image)
+        self.check_drawing(system, sampling.image)
         return system
 
-    def check_drawing(self, sampling: ImageSampling) -> None:
-        """Raises ApiError for more steps than pictures get here, and sizes beyond the limits."""
+    def check_drawing(self, system: System, sampling: ImageSampling) -> None:
+        """Raises ApiError for settings that the system does not draw by, more steps than pictures get here, and sizes beyond
+        the limits."""
+        try:
+            system.check_drawing(sampling)
+        except RebusError as error:
+            raise ApiError(400, str(error), code="unsupported_parameter", param="drawing") from None
         most = self.config.steps
         if sampling.steps is not None and sampling.steps > most:
             raise ApiError(

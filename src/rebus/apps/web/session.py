@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,9 @@ def answer(
     session.asked, session.stopping = question.message, False
     document = readable(session.conversation.document.add(question.message), system.grammar.source)
     options = {} if question.source is None else {"source": question.source}
+    if system.detokenizer is not None:
+        # the page has options for every model, and a model takes those that it draws by
+        sampling = replace(sampling, image=sampling.image.only(system.detokenizer.settings))
     stream = system.stream(
         document, modality=modality, sampling=sampling, generator=torch.Generator().manual_seed(seed), **options
     )

@@ -111,6 +111,9 @@ class LavitDetokenizer(nn.Module):
     """Codes → images. It has a codebook of its own, the tokenizer's, so that it can draw without the tokenizer; `source`
     names that tokenizer."""
 
+    settings = frozenset({"steps", "guidance", "size"})
+    """What it is told by `ImageSampling`."""
+
     codebook_KE: Tensor
     empty_1SC: Tensor
 

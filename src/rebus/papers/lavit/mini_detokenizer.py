@@ -55,6 +55,9 @@ class MiniDetokenizer(nn.Module):
     """Codes → images. `norm` is the mini vision encoder's, behind which features mean something to the denoiser;
     `source` names the tokenizer whose codebook it holds."""
 
+    settings = frozenset({"steps", "guidance", "size"})
+    """What it is told by `ImageSampling`."""
+
     codebook_KE: Tensor
 
     def __init__(

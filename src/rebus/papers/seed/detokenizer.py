@@ -97,6 +97,8 @@ class MiniDetokenizer(nn.Module, ABC):
 
     OWN: tuple[str, ...] = ("codec", "denoiser")
     """The parts that are the detokenizer's own; the codes' way back is the tokenizer's."""
+    settings = frozenset({"steps", "guidance", "codes"})
+    """What it is told by `ImageSampling`."""
 
     def __init__(self, config: MiniDetokenizerConfig, codes: SeedTokenizer) -> None:
         super().__init__()
@@ -158,6 +160,7 @@ class SeedDetokenizer(MiniDetokenizer):
     """Codes → image embeddings → images."""
 
     OWN = (*MiniDetokenizer.OWN, "draft", "unclip")
+    settings = frozenset({"steps", "guidance", "noise_level", "codes"})
     config: SeedDetokenizerConfig
 
     def __init__(self, config: SeedDetokenizerConfig, codes: SeedTokenizer) -> None:

@@ -123,6 +123,9 @@ class UnclipDetokenizer(nn.Module):
     """Codes → images through one image embedding. `codes` is the tokenizer that holds the codebook and the way from
     codes to an image embedding; nothing else of it is used."""
 
+    settings = frozenset({"steps", "guidance", "noise_level"})
+    """What it is told by `ImageSampling`."""
+
     prompt_1SC: Tensor
 
     def __init__(self, config: UnclipConfig, codes: SeedTokenizer) -> None:
@@ -185,6 +188,9 @@ class UnclipDetokenizer(nn.Module):
 
 class TextLikeDetokenizer(nn.Module):
     """Codes → images through vectors that stand for the states of a prompt. `codes` as in `UnclipDetokenizer`."""
+
+    settings = frozenset({"steps", "guidance"})
+    """What it is told by `ImageSampling`."""
 
     prompt_1SC: Tensor
 

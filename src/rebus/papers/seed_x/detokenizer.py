@@ -117,6 +117,11 @@ class SeedXDetokenizer(nn.Module):
         """Whether it keeps what a source image shows (second stage)."""
         return self.config.source_channels > 0
 
+    @property
+    def settings(self) -> frozenset[str]:
+        """What it is told by `ImageSampling`; how a source is kept only where it sees one."""
+        return frozenset({"steps", "guidance", *(("image_guidance",) if self.edits else ())})
+
     def condition(self, x_ISC: Tensor, source_Ichw: Tensor | None = None) -> Condition:
         """What the denoiser is told of features, and of the standardised latents of sources (zeros: none)."""
         tokens_ISC, vector_ID = self.adapter(x_ISC)

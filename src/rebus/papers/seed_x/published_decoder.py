@@ -97,6 +97,11 @@ class SdxlDetokenizer(nn.Module):
         """Whether it keeps what a source image shows (second stage)."""
         return self.config.source_channels > 0
 
+    @property
+    def settings(self) -> frozenset[str]:
+        """What it is told by `ImageSampling`; how a source is kept only where it sees one."""
+        return frozenset({"steps", "guidance", "size", *(("image_guidance",) if self.edits else ())})
+
     def decode(
         self,
         tokens: Sequence[VisualTokens],

@@ -74,6 +74,11 @@ class Sourceless:
         """It does not."""
         return False
 
+    @property
+    def settings(self) -> frozenset[str]:
+        """The decoder's, without how a source is kept."""
+        return self.whole.settings - {"image_guidance"}
+
     def decode(
         self,
         tokens: Sequence[VisualTokens],

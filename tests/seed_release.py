@@ -31,7 +31,8 @@ from rebus.papers.seed.published import Published
 from rebus.papers.seed.published_decoder import TextLikeConfig
 from rebus.papers.seed.qformer import QFormerConfig
 from rebus.papers.seed.spelling import SeedGrammarConfig, official
-from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 from rebus.papers.seed.variants import V1, V2_8B, SeedConfig
 
 CODES, PER_IMAGE, WIDTH = 16, 4, 32

@@ -33,7 +33,8 @@ from rebus.checkpoint import (
 )
 from rebus.errors import RebusError
 from rebus.papers.seed.qformer import QFormerConfig
-from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 
 RULES_OF_ALL_KINDS = (
     Drop("old.{rest*}", "of no use"),

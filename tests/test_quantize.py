@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from rebus.errors import RebusError
+from rebus.nn.discriminant import discriminant
 from rebus.nn.quantize import (
     CodeUsage,
     EmaQuantizer,
@@ -151,3 +153,47 @@ def test_residual_codes_add_up_and_the_first_say_the_most() -> None:
     assert quantizer.revive(dead_K, x_INC.flatten(0, 1), generator) == 2
     assert (x_INC[:, 0] == quantizer.codebook_KC[2]).all(1).any()  # nothing was taken from the first place's
     assert not (x_INC[:, 3] == quantizer.codebook_KC[30]).all(1).any()
+
+
+def of_eight_names(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Vectors whose first two numbers their name gives, nearly, and whose others, which are larger, it does not."""
+    name_T = torch.arange(400) % 8
+    angle_T = name_T * torch.pi / 4
+    named_T2 = torch.stack([angle_T.cos(), angle_T.sin()], dim=1) + 0.02 * torch.randn(400, 2, generator=generator)
+    return torch.cat([named_T2, 5 * torch.randn(400, 3, generator=generator)], dim=1), name_T
+
+
+def test_names_differ_along_the_discriminant_and_of_one_name_all_vary_by_one() -> None:
+    x_TC, name_T = of_eight_names(torch.Generator().manual_seed(3))
+    along_CP = discriminant(x_TC, name_T, 2, ridge=1e-8)
+    means_QC = torch.stack([x_TC[name_T == name].mean(0) for name in range(8)])
+    own_TP = (x_TC - means_QC[name_T]) @ along_CP
+    torch.testing.assert_close(own_TP.T @ own_TP / 400, torch.eye(2), atol=1e-2, rtol=0)
+    # a number says nothing of a name where it varies as much within each
+    assert (along_CP[2:] * x_TC[:, 2:].std(0)[:, None]).abs().max() < 0.5
+    apart_QQ = torch.cdist(means_QC @ along_CP, means_QC @ along_CP)
+    assert apart_QQ[~torch.eye(8, dtype=torch.bool)].min() > 10
+
+
+def test_first_codes_that_look_for_a_name_know_it_and_the_rest_bring_what_varies() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x_TC, name_T = of_eight_names(generator)
+    x_INC = x_TC[:, None].expand(-1, 4, -1)
+    told = ResidualQuantizer(64, 5, places=4, meaning=2, directions=2)
+    told.along_CP.copy_(discriminant(x_TC, name_T, 2))
+    plain = ResidualQuantizer(64, 5, places=4)
+    sure, left = [], []
+    for quantizer in (told, plain):
+        quantizer.start_from(x_INC.flatten(0, 1), torch.Generator().manual_seed(0), steps=20)
+        ids_IN = quantizer.encode(x_INC)
+        # pictures whose name is the most frequent one of their first code
+        of_code_KQ = torch.zeros(16, 8).index_put_((ids_IN[:, 0], name_T), torch.ones(400), accumulate=True)
+        sure.append(float(of_code_KQ.amax(1).sum()) / 400)
+        left.append((x_INC - quantizer.decode(ids_IN)).square().sum(-1).mean(0))
+        assert torch.equal(quantizer(x_INC).ids, ids_IN)
+    assert sure[0] > 0.95 and sure[1] < 0.5
+    assert left[0][3] < 0.5 * left[0][1]  # what the first did not look for is left to the others
+    assert "along_CP" in told.state_dict() and "along_CP" not in plain.state_dict()
+    for meaning, directions in ((5, 2), (1, 6), (-1, 2)):
+        with pytest.raises(RebusError, match="Give 0 to 4 places and 1 to 5 directions"):
+            ResidualQuantizer(64, 5, places=4, meaning=meaning, directions=directions)

@@ -316,3 +316,22 @@ def test_a_codebook_whose_entries_stand_alone_is_not_cut(trained: Trained) -> No
     alone = replace(TOKENIZER, codebook="per_query")
     with pytest.raises(RebusError, match="Only codes that add up can be dropped from the end, but nested_dropout=0.25"):
         stage2_codebook.CodebookTraining(replace(stage2_codebook.CONFIGS["mini"], tokenizer=alone))
+
+
+def test_first_codes_may_look_for_what_names_have_in_common(trained: Trained, tmp_path: Path) -> None:
+    told = replace(TOKENIZER, meaning_places=2, meaning_directions=3)
+    config = replace(stage2_codebook.CONFIGS["mini"], tokenizer=told, batch=4, optim=SHORT)
+    stage = stage2_codebook.stage(config, trained.work)
+    along_CP = stage.module.tokenizer.quantizer.along_CP.clone()
+    assert along_CP.shape == (TOKENIZER.code_width, 3) and not torch.equal(along_CP, torch.eye(*along_CP.shape))
+    stage.evals = []
+    fit(stage, tmp_path, device="cpu")
+    # they are weights of the codebook, which does not learn them
+    again = stage2_codebook.load_tokenizer(
+        told, trained.work / "seed.stage1_qformer" / "weights.safetensors", tmp_path / "weights.safetensors"
+    )
+    torch.testing.assert_close(again.quantizer.along_CP, along_CP, atol=1e-2, rtol=1e-2)
+    with pytest.raises(ValueError, match="unexpected.*along_CP"):
+        stage2_codebook.load_tokenizer(
+            TOKENIZER, trained.work / "seed.stage1_qformer" / "weights.safetensors", tmp_path / "weights.safetensors"
+        )

@@ -13,7 +13,8 @@ from rebus.errors import RebusError
 from rebus.nn.vit import ViT, ViTConfig
 from rebus.papers.seed.bank import nested_dropout
 from rebus.papers.seed.qformer import QFormerConfig
-from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 from rebus.visual import Codes
 
 CONFIG = SeedTokenizerConfig(

@@ -19,7 +19,8 @@ from rebus.nn.vit import ViTConfig, resize_positions
 from rebus.papers.seed.convert import CONTRASTIVE_RULES, RULES, TEXT_RULES
 from rebus.papers.seed.losses import ContrastiveHeads, caption_loss, contrastive_loss, stage2_losses
 from rebus.papers.seed.qformer import QFormerConfig, TextBranch, causal_mask, joint_mask
-from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 
 NAMES = r"seed_(?!x_)"
 SUFFIX = (".safetensors", ".json")

@@ -15,7 +15,8 @@ from rebus.checkpoint import convert, export, lay_over, without_weights
 from rebus.papers.seed.convert import CONTRASTIVE_RULES, RULES, TEXT_RULES, VISION_RULES
 from rebus.papers.seed.losses import ContrastiveHeads
 from rebus.papers.seed.qformer import QFormerConfig, TextBranch
-from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 
 HERE = Path(__file__).parent
 

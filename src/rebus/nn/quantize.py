@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -147,10 +147,35 @@ class ResidualQuantizer(GroupedQuantizer):
     the vector at a place is what is looked up there (residual vector quantisation). So the first entries say the most.
 
     Ids stand for the running sums: `decode` gives for each place the sum of the entries up to it.
+
+    At the `meaning` first places the nearest entry is sought along `along_CP` alone, directions [width, P] that whoever trains the
+    codebook sets: what varies across them does not choose these codes.
     """
 
     DIRECTIONS = 16
     """Of what is left at a place, along which k-means looks for neighbours."""
+
+    along_CP: Tensor
+
+    def __init__(
+        self, codebook_size: int, width: int, places: int, *, meaning: int = 0, directions: int = 32, **options: Any
+    ) -> None:
+        super().__init__(codebook_size, width, places, **options)
+        if not 0 <= meaning <= places or (meaning and not 1 <= directions <= width):
+            raise RebusError(
+                f"Of {places} places {meaning} were to look along {directions} directions of {width} numbers. Give 0 to {places} "
+                f"places and 1 to {width} directions."
+            )
+        self.meaning = meaning
+        if meaning:
+            self.register_buffer("along_CP", torch.eye(width, directions))
+
+    def sought(self, place: int, x_TC: Tensor) -> Tensor:
+        """What of vectors chooses a code at this place, in float32 as `nearest` is."""
+        if place >= self.meaning:
+            return x_TC
+        with torch.autocast(x_TC.device.type, enabled=False):
+            return x_TC.float() @ self.along_CP.float()
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -171,7 +196,7 @@ class ResidualQuantizer(GroupedQuantizer):
         sum_TC, own = torch.zeros_like(x_TNC[:, 0]), len(self.codebook_KC) // self.places
         for place in range(self.places):
             left_TC = x_TNC[:, place] - sum_TC
-            along_TC = left_TC - left_TC.mean(0)
+            along_TC = self.sought(place, left_TC - left_TC.mean(0))
             directions = torch.linalg.eigh(along_TC.T @ along_TC).eigenvectors[:, -self.DIRECTIONS :]
             along_TC = along_TC @ directions
             ids_T = nearest(along_TC, kmeans(along_TC, own, generator, steps=steps))
@@ -179,7 +204,8 @@ class ResidualQuantizer(GroupedQuantizer):
             centre_KC = torch.zeros(own, x_TC.shape[-1], device=x_TC.device).index_add_(0, ids_T, left_TC)
             centre_KC /= hits_K[:, None]
             self.codebook_KC[place * own : (place + 1) * own] = centre_KC
-            sum_TC = sum_TC + centre_KC[nearest(left_TC, centre_KC)]
+            ids_T = nearest(self.sought(place, left_TC), self.sought(place, centre_KC))
+            sum_TC = sum_TC + centre_KC[ids_T]
 
     @torch.no_grad()
     def revive(self, dead_K: Tensor, x_TC: Tensor, generator: torch.Generator | None = None) -> int:
@@ -194,7 +220,7 @@ class ResidualQuantizer(GroupedQuantizer):
         own_NKC = self.codebook_KC.view(self.places, -1, x_TNC.shape[-1])
         sum_TC = torch.zeros_like(x_TNC[:, 0])
         for place, (x_TC, own_KC) in enumerate(zip(x_TNC.unbind(1), own_NKC, strict=True)):
-            ids_T = nearest(x_TC - sum_TC, own_KC)
+            ids_T = nearest(self.sought(place, x_TC - sum_TC), self.sought(place, own_KC))
             yield ids_T + place * len(own_KC), x_TC - sum_TC
             sum_TC = sum_TC + own_KC[ids_T]
 

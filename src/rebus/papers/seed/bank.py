@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from rebus.mini.bank import cached, in_batches
-from rebus.mini.frozen import Frozen, fingerprint, take
+from rebus.mini.frozen import Frozen, fingerprint, named_tokens, take
 from rebus.mini.named import load_named
 from rebus.mini.vision import MiniVision
+from rebus.nn.discriminant import discriminant
 from rebus.papers.seed.tokenizer import SeedTokenizer
 
 
@@ -76,6 +77,19 @@ def named_codes(
     file = data.work / "cache" / f"seed_named.{split}.npy"
     ids = cached(file, lambda: in_batches(run, copies * len(named)), of=fingerprint(*parts))
     return torch.from_numpy(np.array(ids)), named.name_N.repeat(copies), named.names
+
+
+def meaning_directions(data: Frozen, tokenizer: SeedTokenizer, directions: int) -> Tensor:
+    """The `directions` [E, P] in which what is looked up at the first place differs between names, of the trained pictures of one thing."""
+    tokens, name_I, _ = named_tokens(data, "train")
+    count = len(load_named(data.work, "train"))  # as they are, without the moved ones
+
+    def run(i: np.ndarray) -> Tensor:
+        x_ISC = take(tokens, i)
+        return tokenizer.codes_before(tokenizer.causal_embeddings(x_ISC), tokenizer.start(x_ISC))[:, 0]
+
+    z_IE = torch.from_numpy(in_batches(run, count)).float()
+    return discriminant(z_IE, name_I[:count], directions)
 
 
 def _reader(data: Frozen, tokenizer: SeedTokenizer) -> str:

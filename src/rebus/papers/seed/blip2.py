@@ -11,7 +11,7 @@ from rebus.errors import RebusError
 from rebus.papers.seed.convert import BLIP2_RULES
 from rebus.papers.seed.losses import ContrastiveHeads
 from rebus.papers.seed.qformer import QFormer, TextBranch
-from rebus.papers.seed.tokenizer import SeedTokenizerConfig
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 
 
 def read_blip2(file: Path, config: SeedTokenizerConfig, *, contrast_width: int = 256) -> LazyTensors:

@@ -35,7 +35,8 @@ from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import MergedLanguageConfig
 from rebus.papers.seed.published_decoder import TextLikeConfig, UnclipConfig
 from rebus.papers.seed.spelling import SeedGrammarConfig, from_added_tokens
-from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 from rebus.papers.seed.variants import VARIANTS, SeedConfig
 
 SEEN = "visual_encoder."

@@ -19,7 +19,7 @@ from rebus.papers.seed.build import tokenizer_layers
 from rebus.papers.seed.language import LanguageConfig, MergedLanguageConfig
 from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
-from rebus.papers.seed.tokenizer import SeedTokenizerConfig
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 from rebus.papers.seed.variants import VARIANTS, SeedConfig
 from rebus.train.checkpointing import read_json
 

@@ -16,7 +16,7 @@ from rebus.papers.seed.language import LLAMA_14B, CodebookInit, LanguageConfig, 
 from rebus.papers.seed.published_decoder import TextLikeConfig, UnclipConfig
 from rebus.papers.seed.qformer import QFormerConfig
 from rebus.papers.seed.spelling import SeedGrammarConfig, mini, official, v1_mini
-from rebus.papers.seed.tokenizer import SeedTokenizerConfig
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 
 HALF = (0.5, 0.5, 0.5)
 SMOLLM2_WORDS = 49_152

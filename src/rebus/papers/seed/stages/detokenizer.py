@@ -35,7 +35,7 @@ from rebus.papers.seed.detokenizer import (
     mini_detokenizer,
 )
 from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
-from rebus.papers.seed.tokenizer import SeedTokenizerConfig
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, V1_MINI
 from rebus.train import Losses, Optim, Stage, Trainable
 from rebus.visual import Codes, ImageSampling

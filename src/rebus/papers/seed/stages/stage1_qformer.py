@@ -35,7 +35,8 @@ from rebus.papers.seed.contrast import Gather, PairTraining
 from rebus.papers.seed.losses import contrastive_loss
 from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.space import SentenceSpace
-from rebus.papers.seed.tokenizer import SeedTokenizer, SeedTokenizerConfig
+from rebus.papers.seed.tokenizer import SeedTokenizer
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER
 from rebus.train import Losses, Optim, Stage, Trainable, parallel
 

@@ -34,9 +34,9 @@ from rebus.errors import RebusError
 from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen, take
 from rebus.nn.image_encoder import ClipImageEncoder
-from rebus.nn.quantize import CodeUsage, EmaQuantizer, usage
+from rebus.nn.quantize import CodeUsage, EmaQuantizer, ResidualQuantizer, usage
 from rebus.nn.text_encoder import PromptEncoder
-from rebus.papers.seed.bank import causal_embeddings, code_starts, nested_dropout, read_vision
+from rebus.papers.seed.bank import causal_embeddings, code_starts, meaning_directions, nested_dropout, read_vision
 from rebus.papers.seed.losses import stage2_losses
 from rebus.papers.seed.pairs import load_vision
 from rebus.papers.seed.tokenizer import (
@@ -45,8 +45,8 @@ from rebus.papers.seed.tokenizer import (
     CodeDecoder,
     ReverseHead,
     SeedTokenizer,
-    SeedTokenizerConfig,
 )
+from rebus.papers.seed.tokenizer_config import SeedTokenizerConfig
 from rebus.papers.seed.variants import MINI_TOKENIZER, PAPER_TOKENIZER, V1_MINI
 from rebus.train import Losses, Optim, Stage, Trainable, parallel
 
@@ -353,6 +353,8 @@ def on_bank(config: Config, work: Path) -> Stage:
         return module.losses(x_INC, target, generator, start_IE=start_IE)
 
     tokenizer, quantizer = module.tokenizer, module.tokenizer.quantizer
+    if isinstance(quantizer, ResidualQuantizer) and quantizer.meaning:
+        quantizer.along_CP.copy_(meaning_directions(data, start, quantizer.along_CP.shape[1]))
     if config.kmeans:
         with torch.no_grad():
             n = config.kmeans_pictures

@@ -21,9 +21,10 @@ from rebus.nn.name_rows import names_at
 from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.beginnings import look_nearby
-from rebus.papers.seed_x.language_training import NORMS
+from rebus.papers.seed_x.language_training import NORMS, PARTS, trainable
 from rebus.papers.seed_x.stages import align, instruct, naming, pretrain
-from rebus.train import Optim, fit
+from rebus.train import Optim, Trainable, fit
+from rebus.visual import Features
 from seed_x_mini import INSTRUCT, PRETRAIN, write_all, write_base
 
 
@@ -86,6 +87,29 @@ def test_what_is_found_points_to_names(folder: Path) -> None:
     found = torch.nn.functional.normalize(slots.mean(1) - centre, dim=-1)
     named = (found @ names_at(table, module.grammar.text, held.names).T).argmax(1)
     assert (named == held.name_N).float().mean() > 0.5
+
+
+def test_what_reads_by_part_points_to_names_and_is_the_bases_own(folder: Path, tmp_path: Path) -> None:
+    work = folder / "work"
+    sizes = replace(PRETRAIN.system.projectors, by_part=True)
+    config = replace(PRETRAIN, projector_start="names", system=replace(PRETRAIN.system, projectors=sizes))
+    stage = pretrain.stage(config, work)
+    module = stage.module
+    data, held = Frozen(work), load_named(work, "train")
+    with torch.no_grad():
+        x = data.vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
+        slots = module.lm.input_projector([Features(x, "")]).unflatten(0, (len(x), -1))
+    table = module.lm.llm.base.get_input_embeddings().weight
+    found = torch.nn.functional.normalize(slots[:, -1] - words_at(table)[0], dim=-1)
+    named = (found @ names_at(table, module.grammar.text, held.names).T).argmax(1)
+    assert (named == held.name_N).float().mean() > 0.5
+    assert not module.lm.input_projector.resampler.proj.weight.any()  # it says nothing yet
+    rates = {entry.pattern: entry.lr for entry in stage.trainable}
+    assert rates[PARTS] == config.part_lr < rates["lm.input_projector.*"]
+    stage.evals, stage.gates = [], []
+    fit(stage, tmp_path / "seed_x.pretrain", device="cpu")
+    assert "lm.input_projector.parts.weight_SDC" in load_file(tmp_path / "seed_x.pretrain" / "weights.safetensors")
+    assert trainable(1e-3, None, NORMS, part_lr=0.0)[0] == Trainable(PARTS, 0.0)
 
 
 def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:

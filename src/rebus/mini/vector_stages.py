@@ -50,6 +50,8 @@ class VectorAlignConfig(NamedConfig):
     """What is compared."""
     visual_lr: float = 1e-3
     """Peak learning rate of the way in."""
+    part_lr: float = 1e-4
+    """Peak learning rate of what reads images by part, where something does."""
     adapters: str | None = None
     """Whose adapters these begin with, after names were read without: a saved system's folder, or the name of embedded weights;
     none: those that change nothing. One that has learned to say what it reads need not learn it again."""
@@ -63,6 +65,8 @@ class VectorNamingConfig(NamedConfig):
     """As in `VectorAlignConfig`."""
     visual_lr: float = 5e-4
     """Peak learning rate of the way in."""
+    part_lr: float = 1e-4
+    """As in `VectorAlignConfig`."""
 
 
 class VectorTask(nn.Module):
@@ -83,6 +87,13 @@ class VectorTask(nn.Module):
         return self.task(self.lm.llm, self.vectors(x_INC), name_I)
 
 
+def way_in(whole: Whole, config: VectorAlignConfig | VectorNamingConfig) -> list[Trainable]:
+    """How the projector learns: the layers that read an image by part at a rate of their own, as they begin by a fit to names."""
+    by_part = getattr(whole.lm.input_projector, "parts", None) is not None
+    parts = [Trainable("lm.input_projector.parts.*", config.part_lr)] if by_part else []
+    return [*parts, Trainable("lm.input_projector.*", config.visual_lr)]
+
+
 def align_stage(name: str, whole: Whole, read: Read, data: Frozen, config: VectorAlignConfig) -> Stage:
     """`align`: the way in and the adapters of the lower layers learn. Raises RebusError where more places are compared than
     are there, or adapters that do not fit were named."""
@@ -93,7 +104,7 @@ def align_stage(name: str, whole: Whole, read: Read, data: Frozen, config: Vecto
     if config.adapters is not None:
         lend_adapters(llm, config.adapters)
     trainable = [
-        Trainable("lm.input_projector.*", config.visual_lr),
+        *way_in(whole, config),
         *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
     ]
     return named_stage(name, VectorTask(whole, read, task, config.last), patches(data, config), config, trainable)
@@ -104,6 +115,6 @@ def naming_stage(name: str, whole: Whole, read: Read, data: Frozen, config: Vect
     grammar = whole.grammar
     names = load_named(data.work, "train").names
     task = VectorNaming(grammar.text, grammar.config.begin_image, grammar.config.end_image, names)
-    trainable = [Trainable("lm.input_projector.*", config.visual_lr), Trainable("lm.llm.*lora_*", config.lr)]
+    trainable = [*way_in(whole, config), Trainable("lm.llm.*lora_*", config.lr)]
     module = VectorTask(whole, read, task, config.last)
     return named_stage(name, module, patches(data, config), config, trainable, most=256)

@@ -6,14 +6,16 @@ Dimension key: I pictures · N patches · S vectors looked at, a square grid · 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rebus.diffusion.draft import least_squares
-from rebus.mini.frozen import Frozen
+from rebus.mini.frozen import Frozen, named_tokens, take
 from rebus.mini.named import load_named
 from rebus.nn.caption_rows import linear_from_captions
-from rebus.nn.name_rows import linear_from_names
+from rebus.nn.name_rows import linear_from_names, parts_from_names
+from rebus.nn.part_readings import parts
 from rebus.nn.resampler import Resampler
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXInputProjector, SeedXOutputProjector
@@ -35,10 +37,19 @@ def begin_projectors(
         identity.weight.copy_(torch.eye(into.config.width))
         identity.bias.zero_()
     text, table_VD = module.grammar.text, lm.llm.base.get_input_embeddings().weight
-    if named:
+    if named and lm.input_projector.parts is not None:
+        tokens, name_I, names = named_tokens(data, "train")
+        grid = into.config.grid
+        x_ISC = torch.cat([parts(take(tokens, i)[:, 1:], grid) for i in np.array_split(np.arange(len(tokens)), 64)])
+        weight_SDC, bias_D = parts_from_names(table_VD, text, x_ISC, name_I, names, generator=generator)
+        lm.input_projector.parts.weight_SDC.copy_(weight_SDC)
+        lm.input_projector.parts.bias_D.copy_(bias_D)
+        # what queries find is added to that, and says nothing at first
+        weight_DC, bias_D = torch.zeros_like(into.proj.weight), torch.zeros_like(into.proj.bias)
+    elif named:
         held = load_named(data.work, "train")
-        parts = torch.arange(len(held)).split(256)
-        found_IQC = torch.cat([into(data.vision.vit(held.pixels(i))[:, 1:]) for i in parts])
+        some = torch.arange(len(held)).split(256)
+        found_IQC = torch.cat([into(data.vision.vit(held.pixels(i))[:, 1:]) for i in some])
         real_IQ = torch.ones(found_IQC.shape[:2], dtype=torch.bool)
         weight_DC, bias_D = linear_from_names(
             table_VD, text, found_IQC, real_IQ, held.name_N, held.names, generator=generator

@@ -97,6 +97,8 @@ class ProjectorsConfig:
     """Weight of the regression's loss beside that of the words (3 in the authors' later pre-training code)."""
     running_mean: bool = False
     """Whether a slot that the language model reads is the mean of its view's up to it. (The paper: no.)"""
+    by_part: bool = False
+    """Whether each part of a view is also read by a linear layer of its own, and added up. (The paper: no.)"""
 
 
 def base_language(

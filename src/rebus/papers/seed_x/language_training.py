@@ -34,6 +34,8 @@ from rebus.visual import Purpose
 TooLong = Literal["drop", "flip"]
 Responses = Literal["learned", "unlearned"]
 NORMS = ("lm.llm.base.*norm*",)
+PARTS = "lm.input_projector.parts.*"
+"""What reads views by part: begun by a fit to names, of numbers so small that the rate of the others would make them anew."""
 TABLES = ("lm.llm.base.*embed_tokens*", "lm.llm.base.*lm_head*")
 """What else of a base is trained in full, beside its norms."""
 
@@ -180,12 +182,20 @@ def flipped(document: Document) -> Document | None:
     return None
 
 
-def trainable(lr: float, row_lr: float | None, in_full: Sequence[str], full_lr: float | None = None) -> list[Trainable]:
+def trainable(
+    lr: float,
+    row_lr: float | None,
+    in_full: Sequence[str],
+    full_lr: float | None = None,
+    part_lr: float | None = None,
+) -> list[Trainable]:
     """Adapters and projectors, rows of new words where they have a rate, and what else of the base is trained, at a rate
-    of its own or at that of the adapters."""
+    of its own or at that of the adapters; `part_lr` is that of what reads views by part, where something does."""
     rows = [] if row_lr is None else [Trainable("lm.llm.rows.*", row_lr)]
+    by_part = [] if part_lr is None else [Trainable(PARTS, part_lr)]
     return [
         *rows,
+        *by_part,
         Trainable("lm.llm.*lora_*", lr),
         Trainable("lm.input_projector.*", lr),
         Trainable("lm.output_projector.*", lr),

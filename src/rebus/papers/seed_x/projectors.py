@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
+from rebus.nn.part_readings import PartReadings
 from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.nn.running_sums import running_means
 from rebus.visual import Features, Patches
@@ -25,15 +26,22 @@ class SeedXInputProjector(nn.Module):
     """Views → vectors of the language model's width, one for each slot; where a view lies in its image is added to all of
     its slots.
 
-    With `running_mean` a slot is the mean of its view's up to it, so that the last says what all of them do. (The paper: no.)
+    With `running_mean` a slot is the mean of its view's up to it, so that the last says what all of them do; with `by_part`, what
+    `PartReadings` say of the view up to the slot's part is added. (The paper: neither.)
     """
 
     def __init__(
-        self, config: ResamplerConfig, generator: torch.Generator | None = None, *, running_mean: bool = False
+        self,
+        config: ResamplerConfig,
+        generator: torch.Generator | None = None,
+        *,
+        running_mean: bool = False,
+        by_part: bool = False,
     ) -> None:
         super().__init__()
         self.running_mean = running_mean
         self.resampler = Resampler(config, generator)
+        self.parts = PartReadings(config.grid, config.source_width, config.width) if by_part else None
         begin_4D = torch.randn(4, config.width, generator=generator) * config.width**-0.5
         self.position_4D = nn.Parameter(begin_4D)
 
@@ -53,6 +61,8 @@ class SeedXInputProjector(nn.Module):
         if self.running_mean:
             lengths_V = torch.full((len(x_VSD),), x_VSD.shape[1], device=x_VSD.device)
             x_VSD = running_means(x_VSD.flatten(0, 1), lengths_V).unflatten(0, x_VSD.shape[:2])
+        if self.parts is not None:
+            x_VSD = x_VSD + self.parts(x_VNC)
         added_VD = torch.cat([self._positions(image) for image in views])
         return rearrange(x_VSD + added_VD[:, None], "v s d -> (v s) d")
 

@@ -67,6 +67,7 @@ MINI = SeedXConfig(
         into=ResamplerConfig(grid=4, width=576, heads=9, source_width=192),
         out_of=ResamplerConfig(grid=4, width=192, heads=4, source_width=576),
         running_mean=True,
+        by_part=True,
     ),
     grammar=mini(SMOLLM2_WORDS, 16, vectors=64, context=2048),
     language=LanguageConfig(base=BASE_LLM, new_words=new_words(16), lora=LoraConfig(rank=16, dropout=0.0)),

@@ -181,7 +181,14 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
         module=module,
         step=lambda module, rows: module(rows),
         prepare=lambda module, batch: module.prepare(batch),
-        trainable=trainable(config.lr, None, config.in_full, config.full_lr),
+        trainable=trainable(
+            config.lr,
+            None,
+            config.in_full,
+            config.full_lr,
+            # the base's own: what an image shows is the same for every speciality
+            None if getattr(module.lm.input_projector, "parts", None) is None else 0.0,
+        ),
         data=batches,
         evals=evals,
         gates=gates,

@@ -96,6 +96,8 @@ class Config:
     """Peak learning rate of adapters, projectors and what is trained in full."""
     row_lr: float = 1e-4
     """Peak learning rate of the rows of new words."""
+    part_lr: float = 5e-5
+    """Peak learning rate of what reads views by part, where the system has that (the mini)."""
     in_full: tuple[str, ...] = (*NORMS, *TABLES)
     """Patterns of the base model's own parameters that are trained beside the adapters: norms, word table and head. (The
     mini trains the norms.)"""
@@ -191,7 +193,13 @@ def stage(
         module=module,
         step=lambda module, rows: module(rows),
         prepare=lambda module, batch: module.prepare(batch),
-        trainable=trainable(config.lr, config.row_lr, config.in_full, config.full_lr),
+        trainable=trainable(
+            config.lr,
+            config.row_lr,
+            config.in_full,
+            config.full_lr,
+            config.part_lr if config.system.projectors.by_part else None,
+        ),
         data=batches,
         evals=evals,
         gates=gates,

@@ -64,3 +64,39 @@ def test_the_sum_over_parts_is_fitted_to_names() -> None:
     torch.testing.assert_close((made_ID - centre_D).square().sum(1).mean().sqrt(), spread, atol=1e-4, rtol=1e-3)
     named = (torch.nn.functional.normalize(made_ID - centre_D, dim=1) @ names_at(table_VD, text, NAMES).T).argmax(1)
     assert (named == name_I).float().mean() > 0.9
+
+
+def fitted(rank: int | None = None) -> PartReadings:
+    """Layers of random numbers, of 2 x 2 parts."""
+    layer = PartReadings(2, 3, 5, rank=rank)
+    weight_SDC = torch.randn(4, 5, 3, generator=tiny.generator(1))
+    layer.begin(weight_SDC, torch.randn(5, generator=tiny.generator(2)), torch.rand(4, 3, generator=tiny.generator(3)))
+    return layer
+
+
+@torch.no_grad()
+def test_kept_vectors_are_read_by_the_part_in_which_they_lie() -> None:
+    layer, own = fitted(), tiny.generator(5)
+    keep_IN = torch.rand(3, 16, generator=own) < 0.4
+    keep_IN[2] = torch.tensor([True] + [False] * 15)  # parts of which nothing is kept
+    x_INC = torch.randn(3, 16, 3, generator=own)
+    read_TD = layer.kept(x_INC[keep_IN], keep_IN)
+    part_N = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3])
+    for x_NC, keep_N, found_LD in zip(x_INC, keep_IN, read_TD.split(keep_IN.sum(1).tolist()), strict=True):
+        said = torch.zeros(5)
+        for found_D, n in zip(found_LD, keep_N.nonzero().flatten().tolist(), strict=True):
+            share = 1 / int((keep_N & (part_N == part_N[n])).sum())
+            said = said + share * layer.weight_SDC[part_N[n]] @ x_NC[n]
+            torch.testing.assert_close(found_D, said + layer.bias_D)
+    # of an image of which everything is kept the last says what parts say
+    whole = layer.kept(x_INC.flatten(0, 1), torch.ones_like(keep_IN)).unflatten(0, (3, 16))
+    torch.testing.assert_close(whole[:, -1], layer(x_INC)[:, -1])
+
+
+@torch.no_grad()
+def test_a_rank_comes_near_and_a_full_one_is_the_same() -> None:
+    x = torch.randn(64, 16, 3, generator=tiny.generator(6))
+    want = fitted()(x)
+    torch.testing.assert_close(fitted(rank=5)(x), want, atol=1e-4, rtol=1e-4)
+    errors = [(fitted(rank=rank)(x) - want).square().mean() for rank in (1, 3, 4)]
+    assert errors[0] > errors[1] > errors[2] > 1e-4

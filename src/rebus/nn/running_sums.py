@@ -45,11 +45,15 @@ class SummedWords:
         return list(ids[start:])
 
 
+def running_totals(x_TD: Tensor, lengths_I: Tensor) -> Tensor:
+    """Vectors of images of these lengths, end to end → of each the sum of its image's up to it; float32 inside."""
+    total_TD = x_TD.float().cumsum(0)
+    before_ID = torch.cat([total_TD.new_zeros(1, x_TD.shape[1]), total_TD[lengths_I.cumsum(0)[:-1] - 1]])
+    return (total_TD - before_ID.repeat_interleave(lengths_I, 0)).to(x_TD.dtype)
+
+
 def running_means(x_TD: Tensor, lengths_I: Tensor) -> Tensor:
     """Vectors of images of these lengths, end to end → of each the mean of its image's up to it; float32 inside."""
-    total_TD = x_TD.float().cumsum(0)
-    ends_I = lengths_I.cumsum(0)
-    before_ID = torch.cat([total_TD.new_zeros(1, x_TD.shape[1]), total_TD[ends_I[:-1] - 1]])
-    starts_T = (ends_I - lengths_I).repeat_interleave(lengths_I)
+    starts_T = (lengths_I.cumsum(0) - lengths_I).repeat_interleave(lengths_I)
     counted_T = torch.arange(len(x_TD), device=x_TD.device) - starts_T + 1
-    return ((total_TD - before_ID.repeat_interleave(lengths_I, 0)) / counted_T[:, None]).to(x_TD.dtype)
+    return (running_totals(x_TD.float(), lengths_I) / counted_T[:, None]).to(x_TD.dtype)

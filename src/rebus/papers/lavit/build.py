@@ -141,7 +141,9 @@ def _language(
     else:
         llm, text = build_language(config.language, base=base, dtype=dtype, generator=generator)
     with contextlib.nullcontext() if saved is None else without_weights():
-        way_in = LavitInputProjector(config.projector, llm.width, generator, running_mean=config.running_mean)
+        way_in = LavitInputProjector(
+            config.projector, llm.width, generator, running_mean=config.running_mean, by_part=config.by_part
+        )
         lm = InterleavedLM(llm, way_in)
     if saved is not None and wanted:
         stored = saved.tensors("lm")

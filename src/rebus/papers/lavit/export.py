@@ -44,9 +44,10 @@ def export_published(weights: Path, folder: Path) -> None:
             f"{saved.name} reads bytes and has rows of its own for new words, which LaVIT's layout has no place for. "
             "Export a model of the size that was published."
         )
-    if config.running_mean:
+    if config.running_mean or config.by_part:
         raise RebusError(
-            f"{saved.name} reads images as running means, which LaVIT's layout has no place for. Export a model without them."
+            f"{saved.name} reads images as running means or by part, which LaVIT's layout has no place for. Export a model that "
+            "does not."
         )
     if folder.exists():
         raise RebusError(f"There is something at {folder} already. Choose another folder.")

@@ -174,7 +174,9 @@ def begin(
         )
     dtype = dtype_of_base(base_dtype)
     llm, text = build_language(system.language, base=base, dtype=dtype, generator=generator)
-    projector = LavitInputProjector(system.projector, llm.width, generator, running_mean=system.running_mean)
+    projector = LavitInputProjector(
+        system.projector, llm.width, generator, running_mean=system.running_mean, by_part=system.by_part
+    )
     projector.merger.load_state_dict(tokenizer.merger.state_dict())
     tokenizer.choose(selection)
     spelling = replace(system.grammar, visual_loss=visual_loss)
@@ -186,12 +188,16 @@ def begin(
     return LanguageTraining(lm, tokenizer, grammar, template=template, loss=loss, pack=pack, generator=generator)
 
 
-def trainable(system: LavitConfig, lr: float, row_lr: float, visual_lr: float) -> list[Trainable]:
-    """Collated of new words, the projector, and adapters or, where there are none, the whole language model."""
+def trainable(
+    system: LavitConfig, lr: float, row_lr: float, visual_lr: float, part_lr: float = 1e-5
+) -> list[Trainable]:
+    """Rows of new words, the projector (what reads patches by part is begun by a fit to names, of small numbers, and learns at a rate
+    of its own), and adapters or, where there are none, the whole language model."""
     language = system.language
     adapters = isinstance(language, LanguageConfig) and language.lora_rank > 0
     return [
         Trainable("lm.llm.rows.*", row_lr),
+        *([Trainable("lm.input_projector.parts.*", part_lr)] if system.by_part else []),
         Trainable("lm.input_projector.*", visual_lr),
         Trainable("lm.llm.*lora_*" if adapters else "lm.llm.base.*", lr),
     ]

@@ -42,6 +42,9 @@ class LavitConfig:
     running_mean: bool = False
     """Whether a vector that the language model reads of an image is the mean of all up to it. (The paper: no. What a language
     model of minutes is to name, it then finds in one place.)"""
+    by_part: tuple[int, int] | None = None
+    """Side of a grid of parts, and a rank: the kept patches of each part are also read by a linear layer of its own, and added up. (The
+    paper: no.)"""
 
 
 PAPER_TOKENIZER = LavitTokenizerConfig()

@@ -42,8 +42,7 @@ def begin_projectors(
         grid = into.config.grid
         x_ISC = torch.cat([parts(take(tokens, i)[:, 1:], grid) for i in np.array_split(np.arange(len(tokens)), 64)])
         weight_SDC, bias_D = parts_from_names(table_VD, text, x_ISC, name_I, names, generator=generator)
-        lm.input_projector.parts.weight_SDC.copy_(weight_SDC)
-        lm.input_projector.parts.bias_D.copy_(bias_D)
+        lm.input_projector.parts.begin(weight_SDC, bias_D, x_ISC.std(0))
         # what queries find is added to that, and says nothing at first
         weight_DC, bias_D = torch.zeros_like(into.proj.weight), torch.zeros_like(into.proj.bias)
     elif named:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rebus.checkpoint import config_from_json, load_system
@@ -35,12 +35,13 @@ from rebus.data.pictures import load_pictures
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind
-from rebus.mini.frozen import Frozen
+from rebus.mini.frozen import Frozen, named_tokens, take
 from rebus.mini.moving import Moved
 from rebus.mini.named import load_named
 from rebus.nn.caption_rows import linear_from_captions, rows_from_captions
-from rebus.nn.name_rows import linear_from_names
+from rebus.nn.name_rows import linear_from_names, parts_from_names
 from rebus.nn.new_rows import Rows
+from rebus.nn.part_readings import PartReadings, kept_parts
 from rebus.nn.precision import BaseNumbers
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
 from rebus.papers.lavit.build import read_tokenizer_part
@@ -265,6 +266,9 @@ def start_projector(module: LanguageTraining, data: Frozen, *, named: bool, most
     projector, text = module.lm.input_projector, module.grammar.text
     assert isinstance(projector, LavitInputProjector)
     table_VD = module.lm.llm.base.get_input_embeddings().weight
+    if named and projector.parts is not None:
+        start_parts(module, projector, projector.parts, data)
+        return
     if named:
         held = load_named(data.work, "train")
         features = (data.vision.vit(held.pixels(torch.from_numpy(i))) for i in parts(np.arange(len(held))))
@@ -281,6 +285,32 @@ def start_projector(module: LanguageTraining, data: Frozen, *, named: bool, most
         made = linear_from_captions(table_VD, text, tokens_TC, lengths, captions)
     projector.proj.weight.copy_(made[0])
     projector.proj.bias.copy_(made[1])
+
+
+@torch.no_grad()
+def start_parts(
+    module: LanguageTraining, projector: LavitInputProjector, readings: PartReadings, data: Frozen, *, copies: int = 2
+) -> None:
+    """Sets what reads kept patches by part from all pictures that training names, as they are and moved; the projector's linear
+    layer, whose vectors are added to that, says nothing at first."""
+    tokens, name_I, names = named_tokens(data, "train")
+    count = copies * len(load_named(data.work, "train"))
+    rows = []
+    for i in parts(np.arange(count)):
+        x_INC = take(tokens, i)[:, 1:]
+        keep_IN = module.tokenizer.keep(x_INC)
+        part_T, share_T = kept_parts(keep_IN, readings.grid)
+        place_T = part_T + readings.grid**2 * torch.arange(len(i)).repeat_interleave(keep_IN.sum(1))
+        x_TC = projector.merger.kept(x_INC, keep_IN) * share_T[:, None]
+        x_XC = x_TC.new_zeros(len(i) * readings.grid**2, x_TC.shape[1]).index_add_(0, place_T, x_TC)
+        rows.append(x_XC.unflatten(0, (len(i), -1)))
+    x_ISC = torch.cat(rows)
+    table_VD, text = module.lm.llm.base.get_input_embeddings().weight, module.grammar.text
+    generator = torch.Generator().manual_seed(0)
+    made = parts_from_names(table_VD, text, x_ISC, name_I[:count], names, generator=generator)
+    readings.begin(*made, x_ISC.std(0))
+    nn.init.zeros_(projector.proj.weight)
+    nn.init.zeros_(projector.proj.bias)
 
 
 def parts(i: np.ndarray, size: int = 256) -> list[np.ndarray]:

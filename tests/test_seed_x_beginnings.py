@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from tests import tiny
 
-from rebus.document import Image
+from rebus.data.pictures import load_pictures
+from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.mini.align import AlignConfig
 from rebus.mini.frozen import Frozen
@@ -22,7 +23,8 @@ from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.beginnings import look_nearby
 from rebus.papers.seed_x.language_training import NORMS, PARTS, trainable
-from rebus.papers.seed_x.stages import align, instruct, naming, pretrain
+from rebus.papers.seed_x.stages import align, drawing, instruct, naming, pretrain
+from rebus.sequence import collated
 from rebus.train import Optim, Trainable, fit
 from rebus.visual import Features
 from seed_x_mini import INSTRUCT, PRETRAIN, write_all, write_base
@@ -133,9 +135,18 @@ def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
     fit(speaker, work / "seed_x.naming", device="cpu")
     left = load_file(work / "seed_x.naming" / "weights.safetensors")
     assert {name.partition("layers.")[2][:1] for name in left if ".llm." in name} == {"0", "1"}
+    told = {"named": 1, "depth": 1, "copies": 1, "batch": 2, "optim": Optim(steps=2), "wordings": 1}
+    drawer = drawing.stage(drawing.Config(system=PRETRAIN.system, **told), work)
+    fit(drawer, work / "seed_x.drawing", device="cpu")
+    drawn = load_file(work / "seed_x.drawing" / "weights.safetensors")
+    assert {name.partition("layers.")[2][:1] for name in drawn if ".llm." in name} == {"1"}
+    assert (
+        any(name.startswith("lm.output_projector.") for name in drawn)
+        and "lm.input_projector.resampler.proj.weight" not in drawn
+    )
     module = pretrain.stage(aligned, work).module
     begun = module.state_dict()
-    assert all(torch.equal(begun[name], x) for name, x in left.items())
+    assert all(torch.equal(begun[name], x) for name, x in (left | drawn).items())
     # what was aligned is what the language model reads of an image that is seen whole
     picture = Image(PIL.Image.linear_gradient("L").convert("RGB").resize((64, 64)))
     (seen,) = module.tokenizer.encode([picture], {"understanding"})
@@ -146,6 +157,38 @@ def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
         speaker.module.vectors(seen.understood.x_WNC)[0],
         align.read(speaker.module.lm, module.tokenizer, seen.understood.x_WNC)[0][-speaker.module.last :],
     )
+
+
+def test_lower_states_and_the_upper_layers_are_the_whole_models(folder: Path) -> None:
+    """A wish is drawn so as the language model draws it in a document."""
+    work = folder / "work"
+    for name, module in (("seed_x.align", align), ("seed_x.naming", naming)):
+        if not (work / name / "weights.safetensors").exists():
+            told = {"align": AlignConfig(depth=1, places=2)} if module is align else {}
+            config = module.Config(system=PRETRAIN.system, copies=1, batch=2, optim=Optim(steps=1), **told)
+            fit(module.stage(config, work), work / name, device="cpu")
+    told = {"named": 1, "depth": 1, "copies": 1, "batch": 2, "wordings": 2}
+    stage = drawing.stage(drawing.Config(system=PRETRAIN.system, **told), work)
+    module = stage.module.eval()
+    data = Frozen(work)
+    whole = align.fresh(PRETRAIN.system, data, 42)
+    seen = drawing.seen(work, "train", whole, load_pictures(work / "emoji"), data, stage.config)
+    number = len(seen.wishes) - 1
+    x_1SC = torch.randn(1, 16, 192, generator=tiny.generator(0))
+    target = Image(generated=Features(x_1SC, whole.grammar.source))
+    document = Document((user(seen.wishes.text(number)), assistant(target)))
+    with torch.no_grad():
+        lower = drawing.LowerStates(
+            module.lm.llm, [drawing.words(seen.wishes, number, whole.grammar, 192)], 1, folder / "x.npy"
+        )
+        tokens = torch.randn(1, 64, 192, generator=tiny.generator(1))
+        apart = module([lower[0]], x_1SC, tokens, torch.tensor([0])).parts["drawing"]
+        row = whole.grammar.serialize(document, template="chat", loss="reply")
+        together = module.lm.losses(collated([row], pad_id=0)).image
+    torch.testing.assert_close(apart, together, atol=1e-3, rtol=1e-3)
+    for name, value in (("named", 0), ("wordings", 0), ("depth", 2)):
+        with pytest.raises(RebusError, match="Give"):
+            drawing.stage(drawing.Config(system=PRETRAIN.system, **{**told, name: value}), work)
 
 
 def test_norms_learn_at_a_rate_of_their_own(folder: Path) -> None:

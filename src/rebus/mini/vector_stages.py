@@ -110,11 +110,14 @@ def align_stage(name: str, whole: Whole, read: Read, data: Frozen, config: Vecto
     return named_stage(name, VectorTask(whole, read, task, config.last), patches(data, config), config, trainable)
 
 
+def vector_naming(grammar: Any, names: list[str]) -> VectorNaming:
+    """The task of naming images that go in as vectors."""
+    return VectorNaming(grammar.text, grammar.config.begin_image, grammar.config.end_image, names)
+
+
 def naming_stage(name: str, whole: Whole, read: Read, data: Frozen, config: VectorNamingConfig) -> Stage:
     """`naming`: the way in and all adapters learn."""
-    grammar = whole.grammar
-    names = load_named(data.work, "train").names
-    task = VectorNaming(grammar.text, grammar.config.begin_image, grammar.config.end_image, names)
+    task = vector_naming(whole.grammar, load_named(data.work, "train").names)
     trainable = [*way_in(whole, config), Trainable("lm.llm.*lora_*", config.lr)]
     module = VectorTask(whole, read, task, config.last)
     return named_stage(name, module, patches(data, config), config, trainable, most=256)

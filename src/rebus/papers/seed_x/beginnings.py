@@ -26,11 +26,11 @@ def begin_projectors(
     module: LanguageTraining, data: Frozen, generator: torch.Generator, *, named: bool, most: int = 2048
 ) -> None:
     """Sets both projectors. Each query looks at its own place; what it finds, mapped linearly, points to the words of the
-    caption of `most` single pictures of the bank, or, where `named`, to the names of all that training names; what is drawn
-    begins as the mean of the single pictures."""
+    caption of `most` single pictures of the bank, or, where `named`, to the names of all that training names, or parts are
+    read so; what is drawn begins as the mean of the single pictures."""
     lm, singles = module.lm, data.singles("train", most)
-    assert isinstance(lm.input_projector, SeedXInputProjector) and isinstance(lm.output_projector, SeedXOutputProjector)
-    into, out_of = lm.input_projector.resampler, lm.output_projector.resampler
+    assert isinstance(lm.input_projector, SeedXInputProjector)
+    into = lm.input_projector.resampler
     x_INC = data.rows("train", singles, "tokens")[0][:, 1:]
     look_nearby(into, x_INC[:512])
     for identity in (into.value, into.proj):
@@ -60,6 +60,15 @@ def begin_projectors(
         weight_DC, bias_D = linear_from_captions(table_VD, text, found_IQC.flatten(0, 1), lengths, captions)
     into.proj.weight.copy_(weight_DC)
     into.proj.bias.copy_(bias_D)
+    begin_way_out(module, data, generator, most=most)
+
+
+@torch.no_grad()
+def begin_way_out(module: LanguageTraining, data: Frozen, generator: torch.Generator, *, most: int = 2048) -> None:
+    """Sets the way out alone: each query looks at its own place, and what is drawn is the mean of `most` single pictures."""
+    assert isinstance(module.lm.output_projector, SeedXOutputProjector)
+    out_of = module.lm.output_projector.resampler
+    x_INC = data.rows("train", data.singles("train", most), "tokens")[0][:, 1:]
     # hidden states are not known yet: noise of the size that a norm gives them stands for them
     look_nearby(out_of, torch.randn(256, out_of.config.queries, out_of.config.source_width, generator=generator))
     out_of.proj.bias.copy_(x_INC.mean((0, 1)))

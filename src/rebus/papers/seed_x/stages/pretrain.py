@@ -38,7 +38,7 @@ from rebus.mini.frozen import Frozen
 from rebus.mini.named_stage import read_stage
 from rebus.nn.precision import BaseNumbers, dtype_of_base
 from rebus.papers.seed_x import embedded
-from rebus.papers.seed_x.beginnings import begin_projectors
+from rebus.papers.seed_x.beginnings import begin_projectors, begin_way_out
 from rebus.papers.seed_x.build import assemble
 from rebus.papers.seed_x.convert import vision_rules
 from rebus.papers.seed_x.grammar import SeedXGrammar
@@ -64,7 +64,7 @@ class Config:
     projector_start: Literal["random", "captions", "names", "aligned"] = "random"
     """Embedded data only: how the projectors begin: as noise (the paper), or so that each query looks at its own place, what it
     finds points to the words of `captions` or to the `names` of what is shown, and what is drawn begins as the mean of all
-    pictures. `aligned`: so, but the way in and adapters as `seed_x.align` and `seed_x.naming` left them."""
+    pictures. `aligned`: so, but ways and adapters as `seed_x.align`, `seed_x.naming` and `seed_x.drawing` left them."""
     moved: float = 0.0
     """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time;
     never of edits, whose target shows what the source does."""
@@ -157,10 +157,12 @@ def stage(
     else:
         tokenizer.vision.trunk.load_state_dict(Frozen(work).vision.vit.state_dict())
     module = fresh(config, tokenizer, base, generator)
-    if data is None and config.projector_start != "random":
-        begin_projectors(module, Frozen(work), generator, named=config.projector_start != "captions")
     if data is None and config.projector_start == "aligned":
-        read_stage(module, work / "seed_x.naming")
+        begin_way_out(module, Frozen(work), generator)
+        for before in ("seed_x.naming", "seed_x.drawing"):
+            read_stage(module, work / before)
+    elif data is None and config.projector_start != "random":
+        begin_projectors(module, Frozen(work), generator, named=config.projector_start == "names")
     evals: list[Evaluation] = []
     gates: list[Gate] = []
     if data is not None:

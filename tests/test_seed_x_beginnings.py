@@ -8,9 +8,10 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests import tiny
 
+from rebus.checkpoint import load_system
 from rebus.data.pictures import load_pictures
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
@@ -157,6 +158,23 @@ def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
         speaker.module.vectors(seen.understood.x_WNC)[0],
         align.read(speaker.module.lm, module.tokenizer, seen.understood.x_WNC)[0][-speaker.module.last :],
     )
+
+
+def test_naming_borrows_what_alignment_did_not_learn(folder: Path, tmp_path: Path) -> None:
+    """Alignment leaves the lower layers' adapters alone; those above must be the lender's again."""
+    work, lender = folder / "work", write_base(tmp_path)
+    told = {"system": PRETRAIN.system, "copies": 1, "batch": 2, "optim": Optim(steps=1), "adapters": str(lender)}
+    fit(align.stage(align.Config(align=AlignConfig(depth=1, places=2), **told), work), tmp_path / "left", device="cpu")
+    left = load_file(tmp_path / "left" / "weights.safetensors")
+    (work / "seed_x.align").mkdir(exist_ok=True)
+    save_file(left, work / "seed_x.align" / "weights.safetensors")
+    lent = load_system(lender).tensors("lm")
+    begun = naming.stage(naming.Config(**told), work).module.state_dict()
+    names = [name for name in begun if ".lora_" in name]
+    assert {name.partition("layers.")[2][:1] for name in names} == {"0", "1"}
+    for name in names:
+        want = left[name] if "layers.0." in name else lent[name.removeprefix("lm.")]
+        assert torch.equal(begun[name], want.float()), name
 
 
 def test_lower_states_and_the_upper_layers_are_the_whole_models(folder: Path) -> None:

@@ -68,6 +68,7 @@ MINI = LavitConfig(
     weights="lavit-mini",
     base="mini",
     running_mean=True,
+    by_part=(4, 192),
 )
 MINI_RECONSTRUCTION = ReconstructionConfig(
     tokenizer=MINI.tokenizer,

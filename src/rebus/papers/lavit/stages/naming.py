@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rebus.mini.frozen import Frozen
-from rebus.mini.named_stage import read_stage
 from rebus.mini.vector_stages import VectorNamingConfig, naming_stage
 from rebus.papers.lavit.stages import align
 from rebus.papers.lavit.variants import MINI, LavitConfig
@@ -28,12 +27,11 @@ class Config(VectorNamingConfig):
     """The system whose language model is trained."""
 
 
-CONFIGS = {"mini": Config()}
+CONFIGS = {"mini": Config(adapters="seed-mini")}
 
 
 def stage(config: Config, work: Path) -> Stage:
     """Needs what `lavit.align` needs, and its weights under `work`."""
     data = Frozen(work)
     whole = align.fresh(config.system, data, config.seed)
-    read_stage(whole, work / align.NAME)
-    return naming_stage("lavit.naming", whole, align.read, data, config)
+    return naming_stage("lavit.naming", whole, align.read, data, config, aligned=align.NAME)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rebus.mini.frozen import Frozen
-from rebus.mini.named_stage import read_stage
 from rebus.mini.vector_stages import VectorNamingConfig, naming_stage
 from rebus.papers.seed_x.stages import align
 from rebus.papers.seed_x.variants import MINI, SeedXConfig
@@ -28,12 +27,11 @@ class Config(VectorNamingConfig):
     """The system whose language model is trained."""
 
 
-CONFIGS = {"mini": Config()}
+CONFIGS = {"mini": Config(adapters="seed-mini")}
 
 
 def stage(config: Config, work: Path) -> Stage:
     """Needs what `seed_x.align` needs, and its weights under `work`."""
     data = Frozen(work)
     whole = align.fresh(config.system, data, config.seed)
-    read_stage(whole, work / align.NAME)
-    return naming_stage("seed_x.naming", whole, align.read, data, config)
+    return naming_stage("seed_x.naming", whole, align.read, data, config, aligned=align.NAME)

@@ -240,6 +240,7 @@ def test_the_last_picture_is_what_a_second_edit_starts_from(base: System) -> Non
     decode = edit.detokenizer.decode  # type: ignore[union-attr]
 
     class Watched:
+        settings = frozenset({"steps"})
         edits = True
 
         def decode(self, tokens, *, sources, **settings):

@@ -65,7 +65,7 @@ class FakeSystem:
     detokenizer: FakeDetokenizer = field(default_factory=FakeDetokenizer)
     name: str = "seed:mini"
     weights: str = "fake"
-    draw = System.draw
+    draw, check_drawing = System.draw, System.check_drawing
     edits = System.edits
 
     def stream(self, document: Document, *, modality, sampling, generator) -> Iterator:

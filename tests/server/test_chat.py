@@ -213,6 +213,8 @@ def test_text_goes_on_while_a_picture_is_drawn():
     drawing, finish = threading.Event(), threading.Event()
 
     class Slow:
+        settings = frozenset()
+
         def decode(self, tokens, *, sources, negatives, generators, sampling):
             drawing.set()
             assert finish.wait(60)

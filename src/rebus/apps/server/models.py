@@ -100,10 +100,6 @@ class Models:
     def check_drawing(self, system: System, sampling: ImageSampling) -> None:
         """Raises ApiError for settings that the system does not draw by, more steps than pictures get here, and sizes beyond
         the limits."""
-        try:
-            system.check_drawing(sampling)
-        except RebusError as error:
-            raise ApiError(400, str(error), code="unsupported_parameter", param="drawing") from None
         most = self.config.steps
         if sampling.steps is not None and sampling.steps > most:
             raise ApiError(
@@ -114,6 +110,10 @@ class Models:
             )
         if sampling.size is not None:
             check_size(sampling.size, self.config, "drawing.size")
+        try:
+            system.check_drawing(sampling)
+        except RebusError as error:
+            raise ApiError(400, str(error), code="unsupported_parameter", param="drawing") from None
 
     def close(self) -> None:
         """End the threads."""

@@ -21,6 +21,7 @@ from rebus.mini.align import AlignConfig, vector_states
 from rebus.mini.frozen import Frozen
 from rebus.mini.named_stage import read_stage
 from rebus.mini.pack import pack as pack_shared
+from rebus.mini.wishes import LowerStates, upper
 from rebus.nn.running_sums import SummedWords
 from rebus.papers.seed import pack as packing
 from rebus.papers.seed.bank import bank_codes, code_starts, named_codes
@@ -192,9 +193,10 @@ def test_of_a_drawing_the_first_codes_alone_are_learned(trained: Trained) -> Non
     whole = trained.stages["seed.stage4_instruct"].module
     grammar, llm = whole.grammar, module.lm.llm
     ids_IN, name_I, _ = named_codes(data, tokenizer, "train", copies=2)
-    wishes = drawing.Wishes(pictures, "train", ids_IN, grammar, config)
+    wishes = drawing.CodeWishes(pictures, "train", ids_IN, grammar, config)
     assert len(wishes) == config.wordings * len(wishes.rows) and 2 * len(wishes.rows) == len(ids_IN)
-    states = drawing.LowerStates(llm, wishes, 1, work / "cache" / "wishes.npy")
+    rows = [wishes.words(number) for number in range(len(wishes))]
+    states = LowerStates(llm, rows, 1, work / "cache" / "wishes.npy")
     i = np.array([0, len(wishes) - 1])
     for number in i:
         row, words = wishes.rows[number % len(wishes.rows)], wishes.words(number)
@@ -207,7 +209,7 @@ def test_of_a_drawing_the_first_codes_alone_are_learned(trained: Trained) -> Non
         assert words[:begin] == asked.ids
         # the lower layers' states and the upper layers behind them are the whole model
         ids, places = torch.tensor([words]), torch.arange(len(words))
-        hidden = vector_states(drawing.upper(llm, 1), states[int(number)][None].to(llm.dtype), places)
+        hidden = vector_states(upper(llm, 1), states[int(number)][None].to(llm.dtype), places)
         torch.testing.assert_close(hidden, vector_states(llm, llm.embed(ids), places), atol=5e-2, rtol=5e-2)
     assert pictures.label[wishes.rows[0]] in wishes.text(0) and wishes.text(0) != wishes.text(len(wishes.rows))
     # what a code costs is what it costs among the codes of its place, as the whole model has it

@@ -45,7 +45,7 @@ class NameFit:
 
 PART_FIT = NameFit(steps=500, lr=3e-3, dropped=0.1)
 """How layers that read parts are fitted: they have sixteen times the numbers of one layer for all, and learn in fewer steps. (Of the mini's
-trained pictures 84 % are then nearest to their name, of 144 others 30 %; fitted as one layer is, to be measured.)"""
+trained pictures 84 % are then nearest to their name, of 144 others 30 %; with a decay of 3 in 600 steps 35 and 12 %.)"""
 
 
 def rows_from_names(

@@ -5,7 +5,7 @@ in the language model's table, weighted by how likely each is. A language model 
 sixteen parts of the mini vision encoder's patches (6,492 trained pictures with moved copies, 1,413 names): after a fit of 1,300 steps, three
 to five minutes on a processor core, all four words are right for 84 % of 4,000 trained pictures and 26 % of 144 others (rank 128; 84 and
 27 % with 256), and the base language model with `seed:mini`'s adapters says the name after 45 steps of 24 pictures: 86 % of 160 trained
-ones, 27 % of the others. By vectors that point to a whole name (`part_readings`) it said 3 % of a batch after 30 steps of 32. (Ours.)
+ones, 27 % of the others. By vectors that point to a whole name (`part_readings`) `lavit:mini` said 3 % of a batch after 30 steps of 32. (Ours.)
 
 Dimension key: I images · S parts · C width · R rank · K words read · V words to choose from · X words of the language model ·
 Q names · D word width

@@ -7,10 +7,11 @@ Dimension key: I wishes · L length · T words of all wishes · D language-model
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from rebus.data.pictures import Pictures, plain_rows
 from rebus.data.selection import Selection
 from rebus.errors import RebusError
 from rebus.mini.align import lower, of_like_length, vector_states
-from rebus.mini.bank import cached
+from rebus.mini.bank import IndexBatches, cached
 from rebus.mini.frozen import fingerprint
+from rebus.mini.named import load_named
 from rebus.mini.named_stage import NamedConfig
 from rebus.nn.precision import fast_dtype
 from rebus.nn.text_model import TextModel
+from rebus.train import Losses, Stage, Trainable
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,50 @@ class LowerStates:
     def __getitem__(self, number: int) -> Tensor:
         start = self.ends_I[number - 1] if number else 0
         return torch.from_numpy(np.array(self.states_TD[start : self.ends_I[number]])).float()
+
+
+class SeenWishes(Protocol):
+    """A split as a paper draws it."""
+
+    @property
+    def wishes(self) -> Wishes:
+        """What is wished for."""
+        ...
+
+    def losses(self, learning: nn.Module, i: np.ndarray, named: int) -> Losses:
+        """Of the wishes `i`; beside them so many pictures are `named`."""
+        ...
+
+
+def drawing_stage(
+    name: str,
+    module: nn.Module,
+    seen: Callable[[str], SeenWishes],
+    work: Path,
+    config: DrawingConfig,
+    trainable: list[Trainable],
+) -> Stage:
+    """`drawing` of a paper, from what is `seen` of a split; the first wishes of each are measured."""
+    # there may be no trained name among those of val
+    splits = {split: seen(split) for split in ("train", "val") if len(load_named(work, split))}
+    train = splits["train"]
+
+    def evaluate() -> Iterator[tuple[str, float]]:
+        for split, of in splits.items():
+            some = np.arange(min(len(of.wishes.rows), 192))
+            for figure, value in of.losses(module, some, len(some)).parts.items():
+                yield f"{split}/{figure}", float(value)
+
+    return Stage(
+        name=name,
+        module=module,
+        step=lambda learning, i: train.losses(learning, i, config.named),
+        trainable=trainable,
+        data=IndexBatches(len(train.wishes), config.batch, seed=config.seed),
+        evals=[evaluate],
+        optim=config.optim,
+        config=config,
+    )
 
 
 def last_states(llm: TextModel, depth: int, states: Sequence[Tensor], count: int) -> Tensor:

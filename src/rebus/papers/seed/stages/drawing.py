@@ -11,7 +11,7 @@ Dimension key: I pictures · N codes of an image · E codes of a place · T word
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from rebus.data.pictures import Pictures, load_pictures
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
-from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
 from rebus.mini.named_stage import read_stage
-from rebus.mini.wishes import DrawingConfig, LowerStates, Wishes, last_states
+from rebus.mini.wishes import DrawingConfig, LowerStates, Wishes, drawing_stage, last_states
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.stages.naming import CodeNaming
@@ -153,26 +152,8 @@ def stage(config: Config, work: Path) -> Stage:
         file = work / "cache" / f"seed_wishes.{split}.npy"
         return Seen(wishes, LowerStates(whole.lm.llm, words, config.depth, file), ids_IN, name_I)
 
-    # there may be no trained name among those of val
-    splits = {split: seen(split) for split in ("train", "val") if len(load_named(work, split))}
-    train = splits["train"]
-
-    def evaluate() -> Iterator[tuple[str, float]]:
-        for split, of in splits.items():
-            some = np.arange(min(len(of.wishes.rows), 192))
-            for figure, value in of.losses(module, some, len(some)).parts.items():
-                yield f"{split}/{figure}", float(value)
-
-    return Stage(
-        name=NAME,
-        module=module,
-        step=lambda learning, i: train.losses(learning, i, config.named),
-        trainable=[
-            Trainable("lm.llm.rows.output.*", config.row_lr),
-            *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.depth, layers)),
-        ],
-        data=IndexBatches(len(train.wishes), config.batch, seed=config.seed),
-        evals=[evaluate],
-        optim=config.optim,
-        config=config,
-    )
+    trainable = [
+        Trainable("lm.llm.rows.output.*", config.row_lr),
+        *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.depth, layers)),
+    ]
+    return drawing_stage(NAME, module, seen, work, config, trainable)

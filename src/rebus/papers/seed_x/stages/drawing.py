@@ -10,7 +10,7 @@ Dimension key: I pictures · N patches · S slots · C visual width · L length 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from rebus.data.pictures import Pictures, load_pictures
 from rebus.document import Document, Image, assistant, user
-from rebus.mini.bank import IndexBatches
 from rebus.mini.frozen import Frozen, named_tokens, take
 from rebus.mini.named import load_named
 from rebus.mini.named_stage import read_stage
 from rebus.mini.vector_stages import vector_naming
-from rebus.mini.wishes import DrawingConfig, LowerStates, Wishes, last_states
+from rebus.mini.wishes import DrawingConfig, LowerStates, Wishes, drawing_stage, last_states
 from rebus.papers.seed_x.beginnings import begin_way_out
 from rebus.papers.seed_x.grammar import SeedXGrammar
 from rebus.papers.seed_x.language_training import LanguageTraining
@@ -123,30 +122,10 @@ def stage(config: Config, work: Path) -> Stage:
     begin_way_out(whole, data, torch.Generator().manual_seed(config.seed))
     read_stage(whole, work / "seed_x.naming")
     module = Drawing(whole, load_named(work, "train").names, config)
-    # there may be no trained name among those of val
-    splits = {
-        split: seen(work, split, whole, pictures, data, config)
-        for split in ("train", "val")
-        if len(load_named(work, split))
-    }
-    train = splits["train"]
-
-    def evaluate() -> Iterator[tuple[str, float]]:
-        for split, of in splits.items():
-            some = np.arange(min(len(of.wishes.rows), 128))
-            for figure, value in of.losses(module, some, len(some)).parts.items():
-                yield f"{split}/{figure}", float(value)
-
-    return Stage(
-        name=NAME,
-        module=module,
-        step=lambda learning, i: train.losses(learning, i, config.named),
-        trainable=[
-            Trainable("lm.output_projector.*", config.visual_lr),
-            *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.depth, layers)),
-        ],
-        data=IndexBatches(len(train.wishes), config.batch, seed=config.seed),
-        evals=[evaluate],
-        optim=config.optim,
-        config=config,
+    trainable = [
+        Trainable("lm.output_projector.*", config.visual_lr),
+        *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.depth, layers)),
+    ]
+    return drawing_stage(
+        NAME, module, lambda split: seen(work, split, whole, pictures, data, config), work, config, trainable
     )

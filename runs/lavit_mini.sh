@@ -27,7 +27,7 @@ train lavit.stage1a_selector --eval-every 250
 train lavit.stage1b_codebook --eval-every 250
 
 # the language model, beside it the image decoder
-language() { train lavit.align && train lavit.naming && train lavit.stage2_language && train lavit.stage4_instruct; }
+language() { train lavit.naming && train lavit.stage2_language && train lavit.stage4_instruct; }
 pixels() { train lavit.stage3_pixels; }
 side_by_side language pixels
 

@@ -32,7 +32,7 @@ done
 # the image decoder, from features alone, then seeing the picture that is to be changed; beside it the language model, which
 # reads views, points with boxes, and regresses features
 decoder() { train seed_x.detokenizer1 && train seed_x.detokenizer2; }
-language() { train seed_x.align && train seed_x.naming && train seed_x.drawing && train seed_x.pretrain --eval-every 600; }
+language() { train seed_x.naming && train seed_x.drawing && train seed_x.pretrain --eval-every 600; }
 side_by_side language decoder
 
 # adapters are tuned on the base as it is packed, and belong to it; packing changes nothing where these weights are there

@@ -14,6 +14,7 @@ from rebus.diffusion.draft import GridDraftConfig
 from rebus.diffusion.vae import LatentCodec, VaeConfig
 from rebus.mini import denoiser
 from rebus.mini.vision import MINI_VIT, MiniVision, VisionConfig
+from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.lavit.decoder import DecoderConfig
 from rebus.papers.lavit.language import LanguageConfig
 from rebus.papers.lavit.merger import MergerConfig
@@ -42,6 +43,7 @@ SYSTEM = LavitConfig(
     detokenizer=MiniDetokenizerConfig(decoder=DECODER, codes=32, draft=DRAFT, steps=2),
     weights="lavit-mini",
     base="mini",
+    words=WordReadingsConfig(grid=2, words=2, rank=8, choices=128),
 )
 WIDE = replace(SYSTEM, grammar=replace(SYSTEM.grammar, visual_loss=True))
 

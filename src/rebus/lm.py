@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.nn.row_cache import RowCache
 from rebus.nn.text_model import TextModel
+from rebus.nn.word_readings import WordReadings
 from rebus.sequence import Batch, Collated, Counts, Sequence, collate
 from rebus.visual import Features, Patches
 
@@ -90,6 +91,8 @@ class InterleavedLM(nn.Module):
         self.llm = llm
         self.input_projector = input_projector
         self.output_projector = output_projector
+        if isinstance(words := getattr(input_projector, "words", None), WordReadings):
+            words.look_up_in(llm)
         self.image_weight = image_weight
         self.register_buffer("word_weights_V", None, persistent=False)
         self.places: CodePositions | None = None

@@ -152,36 +152,6 @@ def of_like_length(lengths: Sequence[int], size: int = 48) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-class VectorAlignment(nn.Module):
-    """A language model that reads an image as vectors, and the states that its lower layers are to give of them."""
-
-    def __init__(
-        self, llm: TextModel, text: TextTokenizer, begin_image: int, names: Sequence[str], config: AlignConfig
-    ) -> None:
-        super().__init__()
-        self.states = NameStates(llm, text, names, config)
-        self.before_B = nn.Buffer(torch.tensor([*begun(text), begin_image]), persistent=False)
-
-    def read(self, llm: TextModel, images: Sequence[Tensor]) -> Tensor:
-        """The vectors of each image, [T, D], → states of its last places, [I, P, D]."""
-        part, places = lower(llm, self.states.config.depth), self.states.config.places
-        before_BD = llm.embed(self.before_B[None])[0]
-        states: list[Tensor] = [before_BD] * len(images)
-        for some in of_like_length([len(image) for image in images]):
-            # what stands behind an image's last vector is not seen by it
-            rows = [torch.cat([before_BD, images[i].to(llm.dtype)]) for i in some]
-            x_ILD = pad_sequence(rows, batch_first=True)
-            states_ILD = vector_states(part, x_ILD, torch.arange(x_ILD.shape[1], device=x_ILD.device))
-            for i, row, states_LD in zip(some, rows, states_ILD, strict=True):
-                states[i] = states_LD[len(row) - places : len(row)]
-        return torch.stack(states)
-
-    def forward(self, llm: TextModel, images: Sequence[Tensor], name_I: Tensor) -> Losses:
-        """The vectors of each image, and which name it has."""
-        states_IPD = self.read(llm, images)
-        return self.states(states_IPD, name_I.to(states_IPD.device))
-
-
 ASKED = ("<|im_end|>", "\n", "<|im_start|>", "assistant\n")
 """What stands between an image and the reply to it, special tokens and text by turns."""
 ENDED = "<|im_end|>"

@@ -90,6 +90,9 @@ def base_llm(cache: Path, progress: Callable[[str, int, int], None] | None = Non
     try:
         convert_gguf(files[0], part)
         os.replace(part, folder)
+    except OSError:
+        if not (folder / "config.json").exists():  # another process was faster, and made the same
+            raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

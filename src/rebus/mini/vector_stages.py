@@ -1,4 +1,4 @@
-"""`align` and `naming` of the papers whose images go into the language model as vectors: what differs is how they are read.
+"""`naming` of the papers whose images go into the language model as vectors: what differs is how they are read.
 
 Dimension key: I images · N patches · C width · D language-model width
 """
@@ -6,17 +6,17 @@ Dimension key: I images · N patches · C width · D language-model width
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from rebus.lm import InterleavedLM
-from rebus.mini.align import AlignConfig, VectorAlignment, VectorNaming
+from rebus.mini.align import VectorNaming
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
-from rebus.mini.named_stage import ALIGN_OPTIM, NamedConfig, lend_adapters, named_stage, patches, read_stage
-from rebus.train import Losses, Optim, Stage, Trainable
+from rebus.mini.named_stage import NamedConfig, lend_adapters, named_stage, patches
+from rebus.train import Losses, Stage, Trainable
 
 
 class Whole(Protocol):
@@ -34,49 +34,26 @@ Read = Callable[[InterleavedLM, Any, Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
-class VectorAlignConfig(NamedConfig):
-    """How reading is begun."""
-
-    batch: int = 192
-    """Images of one step."""
-    lr: float = 2e-3
-    """Peak learning rate of the adapters of the lower layers."""
-    optim: Optim = field(default_factory=lambda: ALIGN_OPTIM)
-    """Optimiser and schedule."""
-    last: int = 64
-    """Last vectors of an image that are there; here all of them, as later. (Taught with the last 8, which are means of all, lavit:mini named
-    30 % of 128 trained pictures by 8 vectors and 18 % by all.)"""
-    align: AlignConfig = field(default_factory=AlignConfig)
-    """What is compared."""
-    visual_lr: float = 1e-3
-    """Peak learning rate of the way in."""
-    part_lr: float = 1e-5
-    """Peak learning rate of what reads images by part, where something does. (At ten times this rate, what had been fitted to names was
-    lost: after 40 steps seed_x:mini told 15 % of pictures by name, so 24 %.)"""
-    adapters: str | None = None
-    """Whose adapters these begin with, after names were read without: a saved system's folder, or the name of embedded weights;
-    none: those that change nothing. One that has learned to say what it reads need not learn it again."""
-
-
-@dataclass(frozen=True)
 class VectorNamingConfig(NamedConfig):
     """How names are learned."""
 
     last: int = 64
-    """As in `VectorAlignConfig`."""
+    """Last vectors of an image that are there; here all of them, as later. (Taught with the last 8, lavit:mini named 30 % of 128
+    trained pictures by 8 vectors and 18 % by all.)"""
     visual_lr: float = 5e-4
     """Peak learning rate of the way in."""
-    part_lr: float = 1e-5
-    """As in `VectorAlignConfig`."""
+    word_lr: float = 1e-6
+    """Peak learning rate of what reads images as words, where something does: so low that it stays as it was fitted to names."""
     adapters: str | None = None
-    """As in `VectorAlignConfig`, for the layers that alignment left as they were."""
+    """Whose adapters these begin with: a saved system's folder, or the name of embedded weights; none: those that change nothing.
+    One that has learned to say what it reads need not learn it again."""
 
 
 class VectorTask(nn.Module):
     """The language model with its way in and the tokenizer before it, and what is to be made of images, of which the `last`
     vectors are there."""
 
-    def __init__(self, whole: Whole, read: Read, task: VectorAlignment | VectorNaming, last: int) -> None:
+    def __init__(self, whole: Whole, read: Read, task: VectorNaming, last: int) -> None:
         super().__init__()
         self.lm, self.tokenizer, self.task = whole.lm, whole.tokenizer, task
         self.read, self.last = read, last
@@ -90,42 +67,18 @@ class VectorTask(nn.Module):
         return self.task(self.lm.llm, self.vectors(x_INC), name_I)
 
 
-def way_in(whole: Whole, config: VectorAlignConfig | VectorNamingConfig) -> list[Trainable]:
-    """How the projector learns: the layers that read an image by part at a rate of their own, as they begin by a fit to names."""
-    by_part = getattr(whole.lm.input_projector, "parts", None) is not None
-    parts = [Trainable("lm.input_projector.parts.*", config.part_lr)] if by_part else []
-    return [*parts, Trainable("lm.input_projector.*", config.visual_lr)]
-
-
-def align_stage(name: str, whole: Whole, read: Read, data: Frozen, config: VectorAlignConfig) -> Stage:
-    """`align`: the way in and the adapters of the lower layers learn. Raises RebusError where more places are compared than
-    are there, or adapters that do not fit were named."""
-    config.align.check(config.last)
-    llm, grammar = whole.lm.llm, whole.grammar
-    names = load_named(data.work, "train").names
-    task = VectorAlignment(llm, grammar.text, grammar.config.begin_image, names, config.align)
-    if config.adapters is not None:
-        lend_adapters(llm, config.adapters)
-    trainable = [
-        *way_in(whole, config),
-        *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.align.depth)),
-    ]
-    return named_stage(name, VectorTask(whole, read, task, config.last), patches(data, config), config, trainable)
-
-
 def vector_naming(grammar: Any, names: list[str]) -> VectorNaming:
     """The task of naming images that go in as vectors."""
     return VectorNaming(grammar.text, grammar.config.begin_image, grammar.config.end_image, names)
 
 
 def naming_stage(
-    name: str, whole: Whole, read: Read, data: Frozen, config: VectorNamingConfig, *, aligned: str
+    name: str, whole: Whole, read: Read, data: Frozen, config: VectorNamingConfig, way_in: list[Trainable]
 ) -> Stage:
-    """`naming`: the way in and all adapters learn, from what the stage `aligned` left. Raises RebusError where there is nothing."""
+    """`naming`: the way in, whose parts learn as `way_in` says, and all adapters learn. Raises RebusError for adapters that do not fit."""
     if config.adapters is not None:
         lend_adapters(whole.lm.llm, config.adapters)
     task = vector_naming(whole.grammar, load_named(data.work, "train").names)
-    trainable = [*way_in(whole, config), Trainable("lm.llm.*lora_*", config.lr)]
+    trainable = [*way_in, Trainable("lm.llm.*lora_*", config.lr)]
     module = VectorTask(whole, read, task, config.last)
-    read_stage(module, data.work / aligned)  # over the lower layers' adapters, which alignment has changed
     return named_stage(name, module, patches(data, config), config, trainable, most=256)

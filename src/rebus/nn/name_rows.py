@@ -43,11 +43,6 @@ class NameFit:
     little from place to place; with it the lower layers learn names faster, see `rebus.mini.align`.)"""
 
 
-PART_FIT = NameFit(steps=500, lr=3e-3, dropped=0.1)
-"""How layers that read parts are fitted: they have sixteen times the numbers of one layer for all, and learn in fewer steps. (Of the mini's
-trained pictures 84 % are then nearest to their name, of 144 others 30 %; with a decay of 3 in 600 steps 35 and 12 %.)"""
-
-
 def rows_from_names(
     table_VD: Tensor,
     text: TextTokenizer,
@@ -126,39 +121,6 @@ def linear_from_names(
     made_D = made_TD.mean(0)
     factor = spread / (made_TD - made_D).square().sum(1).mean().sqrt()
     return (weight_CD * factor).T, centre_D + (bias_D - made_D) * factor
-
-
-def parts_from_names(
-    table_VD: Tensor,
-    text: TextTokenizer,
-    x_ISC: Tensor,
-    name_I: Tensor,
-    names: Sequence[str],
-    *,
-    fit: NameFit | None = None,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """First weights [S, D, C] and bias [D] of linear layers that read an image's parts, one for each (`PartReadings`), from images of
-    which each has one of the `names`. The sum of what is read of an image points to its name; sums have the mean and the
-    root-mean-square distance from it that ordinary words have."""
-    fit = fit or PART_FIT
-    parts = x_ISC.shape[1]
-    x_ISC = x_ISC.float()
-    middle_SC, scale_SC = x_ISC.mean(0), x_ISC.std(0).clamp(min=1e-6)
-
-    def read(i: Tensor) -> Tensor:
-        kept_IS = (torch.rand(len(i), parts, generator=generator) >= fit.dropped).float() / (1 - fit.dropped)
-        return ((x_ISC[i] - middle_SC) / scale_SC * kept_IS[..., None]).flatten(1)
-
-    weight_XD, bias_D = _learned(names_at(table_VD, text, names), read, name_I, fit, generator)
-    weight_XD = weight_XD / scale_SC.flatten()[:, None]
-    bias_D = bias_D - middle_SC.flatten() @ weight_XD
-    made_ID = torch.cat([some_ISC.flatten(1) @ weight_XD for some_ISC in x_ISC.split(4096)]) + bias_D
-    centre_D, spread = words_at(table_VD)
-    made_D = made_ID.mean(0)
-    factor = spread / (made_ID - made_D).square().sum(1).mean().sqrt()
-    weight_SDC = (weight_XD * factor).unflatten(0, (parts, -1)).mT.contiguous()
-    return weight_SDC, centre_D + (bias_D - made_D) * factor
 
 
 def names_at(table_VD: Tensor, text: TextTokenizer, names: Sequence[str]) -> Tensor:

@@ -142,7 +142,7 @@ def _language(
         llm, text = build_language(config.language, base=base, dtype=dtype, generator=generator)
     with contextlib.nullcontext() if saved is None else without_weights():
         way_in = LavitInputProjector(
-            config.projector, llm.width, generator, running_mean=config.running_mean, by_part=config.by_part
+            config.projector, llm.width, generator, running_mean=config.running_mean, words=config.words
         )
         lm = InterleavedLM(llm, way_in)
     if saved is not None and wanted:

@@ -44,7 +44,7 @@ def export_published(weights: Path, folder: Path) -> None:
             f"{saved.name} reads bytes and has rows of its own for new words, which LaVIT's layout has no place for. "
             "Export a model of the size that was published."
         )
-    if config.running_mean or config.by_part:
+    if config.running_mean or config.words:
         raise RebusError(
             f"{saved.name} reads images as running means or by part, which LaVIT's layout has no place for. Export a model that "
             "does not."

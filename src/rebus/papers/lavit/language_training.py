@@ -175,7 +175,7 @@ def begin(
     dtype = dtype_of_base(base_dtype)
     llm, text = build_language(system.language, base=base, dtype=dtype, generator=generator)
     projector = LavitInputProjector(
-        system.projector, llm.width, generator, running_mean=system.running_mean, by_part=system.by_part
+        system.projector, llm.width, generator, running_mean=system.running_mean, words=system.words
     )
     projector.merger.load_state_dict(tokenizer.merger.state_dict())
     tokenizer.choose(selection)
@@ -189,17 +189,25 @@ def begin(
 
 
 def trainable(
-    system: LavitConfig, lr: float, row_lr: float, visual_lr: float, part_lr: float = 1e-5
+    system: LavitConfig, lr: float, row_lr: float, visual_lr: float, word_lr: float = 1e-6
 ) -> list[Trainable]:
-    """Rows of new words, the projector (what reads patches by part is begun by a fit to names, of small numbers, and learns at a rate
-    of its own), and adapters or, where there are none, the whole language model."""
+    """Rows of new words, the projector, and adapters or, where there are none, the whole language model."""
     language = system.language
     adapters = isinstance(language, LanguageConfig) and language.lora_rank > 0
     return [
         Trainable("lm.llm.rows.*", row_lr),
-        *([Trainable("lm.input_projector.parts.*", part_lr)] if system.by_part else []),
-        Trainable("lm.input_projector.*", visual_lr),
+        *way_in(system, visual_lr, word_lr),
         Trainable("lm.llm.*lora_*" if adapters else "lm.llm.base.*", lr),
+    ]
+
+
+def way_in(system: LavitConfig, lr: float, word_lr: float) -> list[Trainable]:
+    """The projector; where something in it reads words, which was fitted to names, that and the merger before it learn at a rate of
+    their own."""
+    fitted = ("words", "merger") if system.words else ()
+    return [
+        *(Trainable(f"lm.input_projector.{part}.*", word_lr) for part in fitted),
+        Trainable("lm.input_projector.*", lr),
     ]
 
 

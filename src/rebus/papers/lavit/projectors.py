@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from rebus.errors import RebusError
 from rebus.nn.attention import init_linears
-from rebus.nn.part_readings import PartReadings
 from rebus.nn.running_sums import running_means
+from rebus.nn.word_readings import WordReadings, WordReadingsConfig
 from rebus.papers.lavit.merger import Merger, MergerConfig
 from rebus.visual import Features, Patches
 
@@ -20,8 +20,8 @@ class LavitInputProjector(nn.Module):
     """Patches → vectors of the language model's width, one for each kept patch. The merger is not the tokenizer's: that
     one serves the codes and never changes after stage 1 (section 3.2).
 
-    With `running_mean` a vector is the mean of its image's up to it, so that the last says what all of them do; with `by_part`, the side
-    of a grid of parts and a rank, what `PartReadings` say of the kept patches up to it is added. (The paper: neither.)
+    With `running_mean` a vector is the mean of its image's up to it, so that the last says what all of them do; with `words`, an image's
+    last vectors are words of the language model that say what it shows. (The paper: neither.)
     """
 
     def __init__(
@@ -31,16 +31,14 @@ class LavitInputProjector(nn.Module):
         generator: torch.Generator | None = None,
         *,
         running_mean: bool = False,
-        by_part: tuple[int, int] | None = None,
+        words: WordReadingsConfig | None = None,
     ) -> None:
         super().__init__()
         self.running_mean = running_mean
         self.merger = Merger(config, generator)
         self.proj = nn.Linear(config.width, llm_width)
         init_linears(self.proj, generator)
-        self.parts = None
-        if by_part is not None:
-            self.parts = PartReadings(by_part[0], config.width, llm_width, rank=by_part[1])
+        self.words = None if words is None else WordReadings(words, config.width, llm_width)
 
     def forward(self, inputs: list[Features | Patches]) -> Tensor:
         """T x D, the kept patches of all images in order. Raises RebusError for anything but patches of this width."""
@@ -64,9 +62,9 @@ class LavitInputProjector(nn.Module):
         x_TD = self.proj(x_TC)
         if self.running_mean:
             x_TD = running_means(x_TD, keep_IN.sum(1))
-        return x_TD if self.parts is None else x_TD + self.parts.kept(x_TC, keep_IN)
+        return x_TD if self.words is None else self.words.kept(x_TD, x_TC, keep_IN)
 
     def dummy(self) -> list[Features | Patches]:
-        """Two patches of nothing, or as many as the merger has places for, of which one is kept."""
-        x_NC = self.proj.weight.new_zeros(max(2, self.merger.config.grid**2), self.merger.config.width)
+        """Four patches of nothing, or as many as the merger has places for, of which one is kept."""
+        x_NC = self.proj.weight.new_zeros(max(4, self.merger.config.grid**2), self.merger.config.width)
         return [Patches(x_NC, torch.arange(len(x_NC), device=x_NC.device) == 0, "")]

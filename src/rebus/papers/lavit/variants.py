@@ -8,6 +8,7 @@ from rebus.diffusion.pipeline import DiffusionConfig
 from rebus.mini.llm import BASE_LLM
 from rebus.mini.vision import MINI_VIT
 from rebus.nn.vit import ViTConfig
+from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.lavit.decoder import DecoderConfig
 from rebus.papers.lavit.detokenizer import DDIM, HighresConfig, LowresConfig
 from rebus.papers.lavit.language import LanguageConfig, MergedLanguageConfig
@@ -42,9 +43,8 @@ class LavitConfig:
     running_mean: bool = False
     """Whether a vector that the language model reads of an image is the mean of all up to it. (The paper: no. What a language
     model of minutes is to name, it then finds in one place.)"""
-    by_part: tuple[int, int] | None = None
-    """Side of a grid of parts, and a rank: the kept patches of each part are also read by a linear layer of its own, and added up. (The
-    paper: no.)"""
+    words: WordReadingsConfig | None = None
+    """Whether an image's last vectors are words that say what it shows. (The paper: no.)"""
 
 
 PAPER_TOKENIZER = LavitTokenizerConfig()
@@ -68,7 +68,7 @@ MINI = LavitConfig(
     weights="lavit-mini",
     base="mini",
     running_mean=True,
-    by_part=(4, 192),
+    words=WordReadingsConfig(),
 )
 MINI_RECONSTRUCTION = ReconstructionConfig(
     tokenizer=MINI.tokenizer,

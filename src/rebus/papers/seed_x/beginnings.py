@@ -14,9 +14,9 @@ from rebus.diffusion.draft import least_squares
 from rebus.mini.frozen import Frozen, named_tokens, take
 from rebus.mini.named import load_named
 from rebus.nn.caption_rows import linear_from_captions
-from rebus.nn.name_rows import linear_from_names, parts_from_names
-from rebus.nn.part_readings import parts
+from rebus.nn.name_rows import linear_from_names
 from rebus.nn.resampler import Resampler
+from rebus.nn.word_readings import parts, words_of_names
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXInputProjector, SeedXOutputProjector
 
@@ -26,8 +26,8 @@ def begin_projectors(
     module: LanguageTraining, data: Frozen, generator: torch.Generator, *, named: bool, most: int = 2048
 ) -> None:
     """Sets both projectors. Each query looks at its own place; what it finds, mapped linearly, points to the words of the
-    caption of `most` single pictures of the bank, or, where `named`, to the names of all that training names, or parts are
-    read so; what is drawn begins as the mean of the single pictures."""
+    caption of `most` single pictures of the bank, or, where `named`, to the names of all that training names, to which what reads
+    words is fitted then; what is drawn begins as the mean of the single pictures."""
     lm, singles = module.lm, data.singles("train", most)
     assert isinstance(lm.input_projector, SeedXInputProjector)
     into = lm.input_projector.resampler
@@ -37,15 +37,7 @@ def begin_projectors(
         identity.weight.copy_(torch.eye(into.config.width))
         identity.bias.zero_()
     text, table_VD = module.grammar.text, lm.llm.base.get_input_embeddings().weight
-    if named and lm.input_projector.parts is not None:
-        tokens, name_I, names = named_tokens(data, "train")
-        grid = into.config.grid
-        x_ISC = torch.cat([parts(take(tokens, i)[:, 1:], grid) for i in np.array_split(np.arange(len(tokens)), 64)])
-        weight_SDC, bias_D = parts_from_names(table_VD, text, x_ISC, name_I, names, generator=generator)
-        lm.input_projector.parts.begin(weight_SDC, bias_D, x_ISC.std(0))
-        # what queries find is added to that, and says nothing at first
-        weight_DC, bias_D = torch.zeros_like(into.proj.weight), torch.zeros_like(into.proj.bias)
-    elif named:
+    if named:
         held = load_named(data.work, "train")
         some = torch.arange(len(held)).split(256)
         found_IQC = torch.cat([into(data.vision.vit(held.pixels(i))[:, 1:]) for i in some])
@@ -60,6 +52,11 @@ def begin_projectors(
         weight_DC, bias_D = linear_from_captions(table_VD, text, found_IQC.flatten(0, 1), lengths, captions)
     into.proj.weight.copy_(weight_DC)
     into.proj.bias.copy_(bias_D)
+    if named and (words := lm.input_projector.words) is not None:
+        tokens, name_I, names = named_tokens(data, "train")
+        some = np.array_split(np.arange(len(tokens)), 64)
+        x_ISC = torch.cat([parts(take(tokens, i)[:, 1:], words.config.grid) for i in some])
+        words.fit(x_ISC, name_I, words_of_names(text, names, words.config.words), generator=generator)
     begin_way_out(module, data, generator, most=most)
 
 

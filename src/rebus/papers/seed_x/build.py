@@ -140,7 +140,7 @@ def assemble(
         )
     return InterleavedLM(
         llm,
-        SeedXInputProjector(sizes.into, generator, running_mean=sizes.running_mean, by_part=sizes.by_part),
+        SeedXInputProjector(sizes.into, generator, running_mean=sizes.running_mean, words=sizes.words),
         SeedXOutputProjector(sizes.out_of, sizes.regression, source=source, generator=generator),
         sizes.image_weight,
     )

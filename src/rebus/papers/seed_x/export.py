@@ -55,7 +55,7 @@ def export_published(weights: Path, folder: Path) -> None:
             f"{saved.name} has parts that SEED-X's layout has no place for: rows of its own for new words, or another "
             "vision encoder than Qwen-VL's. Export a model of the size that was published."
         )
-    if config.projectors.running_mean or config.projectors.by_part:
+    if config.projectors.running_mean or config.projectors.words:
         raise RebusError(
             f"{saved.name} reads images as running means or by part, which SEED-X's layout has no place for. Export a model that does not."
         )

@@ -24,6 +24,7 @@ from rebus.nn.new_rows import RowInit, Rows
 from rebus.nn.resampler import ResamplerConfig
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer
+from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.seed_x.projectors import Regression
 
 LLAMA_13B: dict[str, Any] = {
@@ -97,8 +98,8 @@ class ProjectorsConfig:
     """Weight of the regression's loss beside that of the words (3 in the authors' later pre-training code)."""
     running_mean: bool = False
     """Whether a slot that the language model reads is the mean of its view's up to it. (The paper: no.)"""
-    by_part: bool = False
-    """Whether each part of a view is also read by a linear layer of its own, and added up. (The paper: no.)"""
+    words: WordReadingsConfig | None = None
+    """Whether a view's last slots are words that say what it shows. (The paper: no.)"""
 
 
 def base_language(

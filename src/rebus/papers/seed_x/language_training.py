@@ -34,8 +34,8 @@ from rebus.visual import Purpose
 TooLong = Literal["drop", "flip"]
 Responses = Literal["learned", "unlearned"]
 NORMS = ("lm.llm.base.*norm*",)
-PARTS = "lm.input_projector.parts.*"
-"""What reads views by part: begun by a fit to names, of numbers so small that the rate of the others would make them anew."""
+WORDS = "lm.input_projector.words.*"
+"""What reads views as words, which is fitted to names before."""
 TABLES = ("lm.llm.base.*embed_tokens*", "lm.llm.base.*lm_head*")
 """What else of a base is trained in full, beside its norms."""
 
@@ -187,17 +187,20 @@ def trainable(
     row_lr: float | None,
     in_full: Sequence[str],
     full_lr: float | None = None,
-    part_lr: float | None = None,
+    word_lr: float | None = None,
 ) -> list[Trainable]:
     """Adapters and projectors, rows of new words where they have a rate, and what else of the base is trained, at a rate
-    of its own or at that of the adapters; `part_lr` is that of what reads views by part, where something does."""
+    of its own or at that of the adapters; `word_lr` is that of what reads views as words, where something does."""
     rows = [] if row_lr is None else [Trainable("lm.llm.rows.*", row_lr)]
-    by_part = [] if part_lr is None else [Trainable(PARTS, part_lr)]
     return [
         *rows,
-        *by_part,
         Trainable("lm.llm.*lora_*", lr),
-        Trainable("lm.input_projector.*", lr),
+        *way_in(lr, word_lr),
         Trainable("lm.output_projector.*", lr),
         *(Trainable(pattern, lr if full_lr is None else full_lr) for pattern in in_full),
     ]
+
+
+def way_in(lr: float, word_lr: float | None) -> list[Trainable]:
+    """The projector that leads in, and what in it reads views as words, where something does."""
+    return [*([] if word_lr is None else [Trainable(WORDS, word_lr)]), Trainable("lm.input_projector.*", lr)]

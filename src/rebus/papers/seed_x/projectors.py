@@ -14,9 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rebus.errors import RebusError
-from rebus.nn.part_readings import PartReadings
 from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.nn.running_sums import running_means
+from rebus.nn.word_readings import WordReadings, WordReadingsConfig
 from rebus.visual import Features, Patches
 
 Regression = Literal["mse", "cosine"]
@@ -26,8 +26,8 @@ class SeedXInputProjector(nn.Module):
     """Views → vectors of the language model's width, one for each slot; where a view lies in its image is added to all of
     its slots.
 
-    With `running_mean` a slot is the mean of its view's up to it, so that the last says what all of them do; with `by_part`, what
-    `PartReadings` say of the view up to the slot's part is added. (The paper: neither.)
+    With `running_mean` a slot is the mean of its view's up to it, so that the last says what all of them do; with `words`, a view's last
+    slots are words of the language model that say what it shows. (The paper: neither.)
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class SeedXInputProjector(nn.Module):
         generator: torch.Generator | None = None,
         *,
         running_mean: bool = False,
-        by_part: bool = False,
+        words: WordReadingsConfig | None = None,
     ) -> None:
         super().__init__()
         self.running_mean = running_mean
         self.resampler = Resampler(config, generator)
-        self.parts = PartReadings(config.grid, config.source_width, config.width) if by_part else None
+        self.words = None if words is None else WordReadings(words, config.source_width, config.width)
         begin_4D = torch.randn(4, config.width, generator=generator) * config.width**-0.5
         self.position_4D = nn.Parameter(begin_4D)
 
@@ -61,10 +61,10 @@ class SeedXInputProjector(nn.Module):
         if self.running_mean:
             lengths_V = torch.full((len(x_VSD),), x_VSD.shape[1], device=x_VSD.device)
             x_VSD = running_means(x_VSD.flatten(0, 1), lengths_V).unflatten(0, x_VSD.shape[:2])
-        if self.parts is not None:
-            x_VSD = x_VSD + self.parts(x_VNC)
-        added_VD = torch.cat([self._positions(image) for image in views])
-        return rearrange(x_VSD + added_VD[:, None], "v s d -> (v s) d")
+        x_VSD = x_VSD + torch.cat([self._positions(image) for image in views])[:, None]
+        if self.words is not None:
+            x_VSD = self.words(x_VSD, x_VNC)
+        return rearrange(x_VSD, "v s d -> (v s) d")
 
     def dummy(self) -> list[Features | Patches]:
         """One view of one vector, of nothing."""

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rebus.checkpoint import config_from_json, load_system
@@ -39,10 +39,10 @@ from rebus.mini.frozen import Frozen, named_tokens, take
 from rebus.mini.moving import Moved
 from rebus.mini.named import load_named
 from rebus.nn.caption_rows import linear_from_captions, rows_from_captions
-from rebus.nn.name_rows import linear_from_names, parts_from_names
+from rebus.nn.name_rows import linear_from_names
 from rebus.nn.new_rows import Rows
-from rebus.nn.part_readings import PartReadings, kept_parts
 from rebus.nn.precision import BaseNumbers
+from rebus.nn.word_readings import kept_parts, words_of_names
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
 from rebus.papers.lavit.build import read_tokenizer_part
 from rebus.papers.lavit.language import LanguageConfig
@@ -85,7 +85,7 @@ class Config:
     pictures."""
     projector_start: Literal["random", "captions", "names", "aligned"] = "random"
     """How the projector's linear layer begins: as noise, from the words that describe pictures, or from their names; `aligned`:
-    projector and adapters as `lavit.align` and `lavit.naming` left them."""
+    projector and adapters as `lavit.naming` left them."""
     loss: LossKind = "paper"
     """Which words are learned: `paper` all of them, `reply` what follows the first message."""
     mix: Mapping[str, float] = field(default_factory=lambda: EMBEDDED)
@@ -262,13 +262,10 @@ def start_rows(module: LanguageTraining, data: Frozen) -> None:
 @torch.no_grad()
 def start_projector(module: LanguageTraining, data: Frozen, *, named: bool, most: int = 8192) -> None:
     """Sets the projector's linear layer, from `most` pictures of one thing with their captions, or, where `named`, from all
-    that training names; its merger is as the tokenizer's."""
+    that training names, as what reads words is then too; its merger is as the tokenizer's."""
     projector, text = module.lm.input_projector, module.grammar.text
     assert isinstance(projector, LavitInputProjector)
     table_VD = module.lm.llm.base.get_input_embeddings().weight
-    if named and projector.parts is not None:
-        start_parts(module, projector, projector.parts, data)
-        return
     if named:
         held = load_named(data.work, "train")
         features = (data.vision.vit(held.pixels(torch.from_numpy(i))) for i in parts(np.arange(len(held))))
@@ -285,32 +282,25 @@ def start_projector(module: LanguageTraining, data: Frozen, *, named: bool, most
         made = linear_from_captions(table_VD, text, tokens_TC, lengths, captions)
     projector.proj.weight.copy_(made[0])
     projector.proj.bias.copy_(made[1])
+    if named and projector.words is not None:
+        start_words(module, data)
 
 
 @torch.no_grad()
-def start_parts(
-    module: LanguageTraining, projector: LavitInputProjector, readings: PartReadings, data: Frozen, *, copies: int = 2
-) -> None:
-    """Sets what reads kept patches by part from all pictures that training names, as they are and moved; the projector's linear
-    layer, whose vectors are added to that, says nothing at first."""
+def start_words(module: LanguageTraining, data: Frozen, *, copies: int = 2) -> None:
+    """Fits what reads words of kept patches to the names of all pictures that training names, as they are and moved."""
+    projector = module.lm.input_projector
+    assert isinstance(projector, LavitInputProjector) and projector.words is not None
+    words = projector.words
     tokens, name_I, names = named_tokens(data, "train")
     count = copies * len(load_named(data.work, "train"))
     rows = []
     for i in parts(np.arange(count)):
         x_INC = take(tokens, i)[:, 1:]
         keep_IN = module.tokenizer.keep(x_INC)
-        part_T, share_T = kept_parts(keep_IN, readings.grid)
-        place_T = part_T + readings.grid**2 * torch.arange(len(i)).repeat_interleave(keep_IN.sum(1))
-        x_TC = projector.merger.kept(x_INC, keep_IN) * share_T[:, None]
-        x_XC = x_TC.new_zeros(len(i) * readings.grid**2, x_TC.shape[1]).index_add_(0, place_T, x_TC)
-        rows.append(x_XC.unflatten(0, (len(i), -1)))
-    x_ISC = torch.cat(rows)
-    table_VD, text = module.lm.llm.base.get_input_embeddings().weight, module.grammar.text
-    generator = torch.Generator().manual_seed(0)
-    made = parts_from_names(table_VD, text, x_ISC, name_I[:count], names, generator=generator)
-    readings.begin(*made, x_ISC.std(0))
-    nn.init.zeros_(projector.proj.weight)
-    nn.init.zeros_(projector.proj.bias)
+        rows.append(kept_parts(projector.merger.kept(x_INC, keep_IN), keep_IN, words.config.grid))
+    aim_QK = words_of_names(module.grammar.text, names, words.config.words)
+    words.fit(torch.cat(rows), name_I[:count], aim_QK, generator=torch.Generator().manual_seed(0))
 
 
 def parts(i: np.ndarray, size: int = 256) -> list[np.ndarray]:

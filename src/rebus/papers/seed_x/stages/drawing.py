@@ -29,7 +29,7 @@ from rebus.papers.seed_x.beginnings import begin_way_out
 from rebus.papers.seed_x.grammar import SeedXGrammar
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXOutputProjector
-from rebus.papers.seed_x.stages import align
+from rebus.papers.seed_x.stages import naming
 from rebus.papers.seed_x.variants import MINI, SeedXConfig
 from rebus.papers.seed_x.vision import pool_rows
 from rebus.train import Losses, Optim, Stage, Trainable
@@ -79,7 +79,7 @@ class Drawing(nn.Module):
         assert isinstance(lm.output_projector, SeedXOutputProjector)
         hidden_ISD = last_states(lm.llm, config.depth, states, x_ISC.shape[1])
         drawn = lm.output_projector.loss(hidden_ISD.flatten(0, 1), [Features(x_ISC, lm.output_projector.source)])
-        vectors = [x_SD[-config.last :] for x_SD in align.read(lm, self.tokenizer, named_INC.to(lm.llm.device))]
+        vectors = [x_SD[-config.last :] for x_SD in naming.read(lm, self.tokenizer, named_INC.to(lm.llm.device))]
         named = self.naming(lm.llm, vectors, name_I)
         total = lm.image_weight * drawn + config.naming_weight * named.total
         return Losses(total, {"drawing": drawn, "naming": named.total, **named.parts})
@@ -116,7 +116,7 @@ def stage(config: Config, work: Path) -> Stage:
     """Needs what `seed_x.naming` needs, and its weights under `work`. Raises RebusError where no layer is left to learn, or nothing
     is to be named or wished for."""
     data, pictures = Frozen(work), load_pictures(work / "emoji")
-    whole = align.fresh(config.system, data, config.seed)
+    whole = naming.fresh(config.system, data, config.seed)
     layers = len(whole.lm.llm.base.base_model.layers)
     config.check(layers)
     begin_way_out(whole, data, torch.Generator().manual_seed(config.seed))

@@ -187,7 +187,7 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
             config.in_full,
             config.full_lr,
             # the base's own: what an image shows is the same for every speciality
-            None if getattr(module.lm.input_projector, "parts", None) is None else 0.0,
+            None if getattr(module.lm.input_projector, "words", None) is None else 0.0,
         ),
         data=batches,
         evals=evals,

@@ -64,7 +64,7 @@ class Config:
     projector_start: Literal["random", "captions", "names", "aligned"] = "random"
     """Embedded data only: how the projectors begin: as noise (the paper), or so that each query looks at its own place, what it
     finds points to the words of `captions` or to the `names` of what is shown, and what is drawn begins as the mean of all
-    pictures. `aligned`: so, but ways and adapters as `seed_x.align`, `seed_x.naming` and `seed_x.drawing` left them."""
+    pictures. `aligned`: so, but ways and adapters as `seed_x.naming` and `seed_x.drawing` left them."""
     moved: float = 0.0
     """Embedded data only: share of the pictures that are read which are moved, turned and tinted a little, anew each time;
     never of edits, whose target shows what the source does."""
@@ -96,8 +96,9 @@ class Config:
     """Peak learning rate of adapters, projectors and what is trained in full."""
     row_lr: float = 1e-4
     """Peak learning rate of the rows of new words."""
-    part_lr: float = 5e-5
-    """Peak learning rate of what reads views by part, where the system has that (the mini)."""
+    word_lr: float = 1e-6
+    """Peak learning rate of what reads views as words, where the system has that (the mini): so low that it stays as it was fitted to
+    names."""
     in_full: tuple[str, ...] = (*NORMS, *TABLES)
     """Patterns of the base model's own parameters that are trained beside the adapters: norms, word table and head. (The
     mini trains the norms.)"""
@@ -200,7 +201,7 @@ def stage(
             config.row_lr,
             config.in_full,
             config.full_lr,
-            config.part_lr if config.system.projectors.by_part else None,
+            config.word_lr if config.system.projectors.words else None,
         ),
         data=batches,
         evals=evals,

@@ -31,7 +31,7 @@ done
 
 # the image decoder, from features alone, then seeing the picture that is to be changed; beside it the language model, which
 # reads views, points with boxes, and regresses features
-decoder() { train seed_x.detokenizer1 && train seed_x.detokenizer2; }
+decoder() { train seed_x.detokenizer1 && train seed_x.detokenizer2 && train seed_x.keeping; }
 language() { train seed_x.naming && train seed_x.drawing && train seed_x.pretrain --eval-every 600; }
 side_by_side language decoder
 

@@ -19,7 +19,7 @@ from rebus.nn.resampler import ResamplerConfig
 from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.seed_x.adapter import AdapterConfig
 from rebus.papers.seed_x.build import build, own_tensors
-from rebus.papers.seed_x.detokenizer import SECOND_STAGE, SeedXDetokenizer
+from rebus.papers.seed_x.detokenizer import EDITOR, SeedXDetokenizer
 from rebus.papers.seed_x.language import LanguageConfig, LoraConfig, ProjectorsConfig
 from rebus.papers.seed_x.spelling import mini, new_words
 from rebus.papers.seed_x.stages import instruct, pretrain
@@ -27,12 +27,13 @@ from rebus.papers.seed_x.variants import MINI, TINY
 from rebus.train import Optim
 
 DRAWER = replace(
-    SECOND_STAGE,
+    EDITOR,
     adapter=AdapterConfig(
         in_width=192, latents=4, width=16, depth=1, heads=2, head_width=8, mlp_ratio=1, widths=(96, 96), pooled=512
     ),
     draft=GridDraftConfig(token_width=8, widths=(8, 8)),
     steps=1,
+    keep_width=8,
 )
 SYSTEM = replace(
     MINI,
@@ -66,7 +67,7 @@ INSTRUCT = replace(
 
 
 def write_decoder(work: Path) -> None:
-    """Random weights of the image decoder's second stage under `work`."""
+    """Random weights of the image decoder's second stage, and of what keeps a source, under `work`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         drawer = SeedXDetokenizer(DRAWER)
@@ -74,9 +75,10 @@ def write_decoder(work: Path) -> None:
             for parameter in drawer.denoiser.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
     tensors = {f"detokenizer.{k}": v.contiguous() for k, v in drawer.state_dict().items()}
-    folder = work / "seed_x.detokenizer2"
-    folder.mkdir()
-    save_file(tensors, folder / "weights.safetensors")
+    for stage, own in (("seed_x.detokenizer2", False), ("seed_x.keeping", True)):
+        (work / stage).mkdir()
+        learned = {name: x for name, x in tensors.items() if name.startswith("detokenizer.keep.") == own}
+        save_file(learned, work / stage / "weights.safetensors")
 
 
 def write_all(folder: Path) -> Path:

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from rebus.document import Document, assistant, user
+from rebus.mini import llm
 from rebus.mini.bank import IndexBatches, cached, in_batches
 from rebus.mini.frozen import fingerprint
-from rebus.mini import llm
 from rebus.mini.llm import _half_split
 from rebus.mini.replay import WithReplies, base_replies, prompts, whole
 from rebus.mini.vision import CONFIGS, MiniVision, PrincipalComponents

@@ -93,6 +93,7 @@ def test_packing_writes_the_base_and_its_adapters_beside_it(folder: Path, tmp_pa
     assert [file.parent.name for file in unpack(weights / "seed_x-mini", tmp_path)] == [
         "seed_x.pretrain",
         "seed_x.detokenizer2",
+        "seed_x.keeping",
     ]
 
 

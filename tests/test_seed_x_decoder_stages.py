@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests import tiny
+from torch import nn
 
 from lavit_mini import write_work
 from rebus.data.edits import KINDS
@@ -19,7 +21,7 @@ from rebus.papers.seed_x.adapter import AdapterConfig
 from rebus.papers.seed_x.decoder_training import DecoderTraining, drawn, masked_psnr
 from rebus.papers.seed_x.detokenizer import FIRST_STAGE, SECOND_STAGE, SeedXDetokenizer
 from rebus.papers.seed_x.edit_bank import EditBankConfig, Seen, load_edit_bank
-from rebus.papers.seed_x.stages import detokenizer1, detokenizer2
+from rebus.papers.seed_x.stages import detokenizer1, detokenizer2, keeping
 from rebus.train import FitResult, Optim, Stage, fit
 
 SHORT = Optim(steps=2, precision="fp32")
@@ -145,6 +147,59 @@ def test_blurred_features_lie_between_the_picture_and_the_mean() -> None:
     left = blurred[~same] - examples.mean(0) - kept[:, None, None] * apart
     torch.testing.assert_close(left.std((1, 2)), 0.3 * (1 - kept) * examples.std(0).mean(), atol=0.05, rtol=0.1)
     assert torch.equal(DecoderTraining(model, untold=0.0).blur(x), x)
+
+
+def test_it_is_learned_where_an_edit_keeps_its_source(work: Path) -> None:
+    detokenizer2_file = work / "seed_x.detokenizer2" / "weights.safetensors"
+    if not detokenizer2_file.exists():
+        run(detokenizer2.stage(SECOND, work), work)
+    config = keeping.Config(
+        detokenizer=replace(TWO, keep_width=8), bank=EDITS, batch=6, lr=2e-2, optim=replace(SHORT, steps=60)
+    )
+    stage = keeping.stage(config, work)
+    held = load_file(detokenizer2_file)
+    begun = stage.module.state_dict()
+    assert all(torch.equal(begun[name], x) for name, x in held.items())  # of the second stage nothing changes
+    names, result = run(stage, work)
+    assert {name.split(".")[1] for name in names} == {"keep"}
+    assert {"val/kept_psnr", "val/kept_psnr_without_source", "val/changed_psnr"} <= result.evals.keys()
+    left = load_file(work / "seed_x.keeping" / "weights.safetensors")
+    assert {name.split(".")[1] for name in left} == {"keep", "codec", "denoiser", "unclip"}  # all but keep are buffers
+    with torch.no_grad():
+        parts = stage.step(stage.module, np.arange(6)).parts
+    assert parts["right"] > 0.8
+
+
+def test_places_are_the_same_where_nothing_of_them_lies_in_the_mask() -> None:
+    mask = torch.zeros(2, 64, 64, dtype=torch.bool)
+    mask[0, 5, 9] = mask[1] = True
+    same = keeping.same_places(mask, 16)
+    assert same.shape == (2, 1, 16, 16) and not same[1].any()
+    assert (same[0] == 0).nonzero().tolist() == [[0, 1, 2]]
+
+
+@torch.no_grad()
+def test_what_is_kept_is_the_sources_and_nothing_else_is() -> None:
+    model = SeedXDetokenizer(replace(TWO, keep_width=8, steps=3)).eval()
+    own = tiny.generator(2)
+    for parameter in model.denoiser.parameters():
+        parameter += 0.05 * torch.randn(parameter.shape, generator=own)
+    sources = [PIL.Image.linear_gradient("L").convert("RGB").resize((64, 64)), None]
+    x_ISC = torch.randn(2, 16, 192, generator=own)
+    latents = model.source_latents(sources)
+    through = model.codec.decode(latents[:1])
+    answers = {}
+    for sure in (-30.0, 30.0):
+        nn.init.zeros_(model.keep.out.weight)
+        nn.init.constant_(model.keep.out.bias, sure)
+        answers[sure] = drawn(model, x_ISC, sources)
+    torch.testing.assert_close(answers[30.0][:1], through.clamp(-1, 1), atol=0.02, rtol=0)
+    assert not torch.allclose(answers[-30.0][0], answers[30.0][0], atol=0.1)
+    torch.testing.assert_close(answers[-30.0][1], answers[30.0][1])  # nothing is kept of no source
+    model.keep = None
+    torch.testing.assert_close(drawn(model, x_ISC, sources), answers[-30.0], atol=0.02, rtol=0)
+    with pytest.raises(RebusError, match="a network that says what is kept, and a source"):
+        SeedXDetokenizer(replace(ONE, keep_width=8))
 
 
 def test_psnr_is_over_the_mask_alone() -> None:

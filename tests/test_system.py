@@ -99,6 +99,14 @@ def test_a_setting_that_says_nothing_to_a_detokenizer_is_an_error(paper: str) ->
     for name in GIVEN.keys() - settings:
         with pytest.raises(RebusError, match=f"but {name} was given, which says nothing to its image decoder"):
             list(system.draw(reply.images, [None], [tiny.generator(0)], ImageSampling(**{name: GIVEN[name]})))
+        # where a reply may hold images it is refused before any word was written, else it does not matter
+        asked = Sampling(image=ImageSampling(**{name: GIVEN[name]}), max_new_tokens=3)
+        for modality in ("any", "image"):
+            with pytest.raises(RebusError, match=f"but {name} was given"):
+                next(system.stream(Document((user("Draw."),)), modality=modality, sampling=asked))
+            with pytest.raises(RebusError, match=f"but {name} was given"):
+                system.generate([Document((user("Draw."),))], modality=modality, sampling=asked)
+        system.generate([Document((user("Say."),))], modality="text", sampling=asked)
     drawing = list(system.draw(reply.images, [None], [tiny.generator(0)], ImageSampling(steps=3, guidance=2.0)))
     assert sum(isinstance(piece, Progress) for piece in drawing) == 3
 

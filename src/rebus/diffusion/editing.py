@@ -35,6 +35,20 @@ class EditGuidance:
         return self.text > 1 and self.image >= 1
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where sources are laid over what is drawn."""
+
+    source_Ichw: Tensor
+    """Their latents."""
+    share_I1hw: Tensor
+    """1: kept as it is, 0: drawn."""
+
+    def over(self, clean_Ichw: Tensor) -> Tensor:
+        """A predicted image with its source laid over it."""
+        return clean_Ichw + self.share_I1hw * (self.source_Ichw - clean_Ichw)
+
+
 def sample_edit(
     diffusion: LatentDiffusion,
     noise_Ichw: Tensor,
@@ -74,18 +88,22 @@ def sample_edit_flow(
     untold: Condition,
     *,
     guidance: EditGuidance,
+    kept: Kept | None = None,
     steps: int,
     shift: float = 1.0,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The same for rectified flow, whose third row is told nothing at all; yields as `flow.sample` does."""
+    """The same for rectified flow, whose third row is told nothing at all; yields as `flow.sample` does. What is `kept` is laid over
+    the image predicted at each step."""
     count = 2 if guidance.image == 1 else 3
     rows = told.cat(untold) if count == 2 else told.cat(untold).cat(told.zeros())
 
     def velocity(x: Tensor, time: Tensor, sigma: float) -> Tensor:
-        if not guidance.on:
-            return denoiser(x, time.expand(len(x)), told)
-        parts = denoiser(torch.cat([x] * count), time.expand(count * len(x)), rows).chunk(count)
-        return _led(parts, guidance, x, sigma)
+        if guidance.on:
+            parts = denoiser(torch.cat([x] * count), time.expand(count * len(x)), rows).chunk(count)
+            predicted = _led(parts, guidance, x, sigma)
+        else:
+            predicted = denoiser(x, time.expand(len(x)), told)
+        return predicted if kept is None else (x - kept.over(x - sigma * predicted)) / sigma
 
     return integrate(velocity, noise_Ichw, steps=steps, shift=shift)
 

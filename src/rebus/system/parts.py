@@ -83,13 +83,14 @@ class System:
 
         Closing the iterator cancels. `source` is what a detokenizer that edits starts from, by default the document's
         last image. Without a generator the same document gets the same reply. Raises RebusError for a document that
-        this model cannot read, or one too long for it.
+        this model cannot read, one too long for it, and a drawing setting that says nothing to its detokenizer.
         """
         sampling = sampling or Sampling()
         if sampling.best_of > 1:
             raise RebusError(
                 f"A stream cannot take back what it said, but best_of is {sampling.best_of}. Use `generate` with a scorer."
             )
+        self._check_images(modality, sampling)
         dice = Dice(generator)
         prompt = self.prompts([document], [dice], template, modality)[0]
         source = source or last_picture(document)
@@ -129,6 +130,7 @@ class System:
                 f"The best of {sampling.best_of} replies was asked for without saying what is best. "
                 "Give `scorer=`, a function of document and message."
             )
+        self._check_images(modality, sampling)
         dice = [Dice(None if generators is None else generators[i]) for i in range(len(documents))]
         prompts = self.prompts(documents, dice, template, modality)
         each = sampling.best_of
@@ -255,6 +257,11 @@ class System:
     def as_written(self, sampling: ImageSampling) -> ImageSampling:
         """How images of a reply are drawn: a detokenizer may have a way of its own for tokens that a language model wrote."""
         return self.detokenizer.as_written(sampling) if isinstance(self.detokenizer, DrawsReplies) else sampling
+
+    def _check_images(self, modality: Modality, sampling: Sampling) -> None:
+        """Raises RebusError as `check_drawing` does, before any word was written, where a reply may hold images."""
+        if modality != "text":
+            self.check_drawing(self.as_written(sampling.image))
 
     def check_drawing(self, sampling: ImageSampling) -> None:
         """Raises RebusError for a setting that says nothing to the detokenizer: it would be passed over in silence."""

@@ -30,6 +30,7 @@ from rebus.visual import Features, ImageSampling
 
 FIRST = "seed_x.detokenizer1"
 SECOND = "seed_x.detokenizer2"
+KEEPING = "seed_x.keeping"
 KEYS_AND_VALUES = ("to_k", "to_v", "add_k_proj", "add_v_proj")
 """What of a denoiser's attention the first stage trains: all of its keys and values, of the image's own tokens too."""
 

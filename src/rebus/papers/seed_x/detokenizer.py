@@ -14,7 +14,7 @@ Dimension key: I images · S features, or latents of the adapter · C width · c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import PIL.Image
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rebus.diffusion.denoiser import Condition, Denoiser, TransformerConfig
 from rebus.diffusion.draft import GridDraft, GridDraftConfig
-from rebus.diffusion.editing import EditGuidance, sample_edit_flow
+from rebus.diffusion.editing import EditGuidance, Kept, sample_edit_flow
 from rebus.diffusion.flow import noise_like
 from rebus.diffusion.paint import show
 from rebus.diffusion.unclip import UnclipCondition
@@ -31,6 +31,7 @@ from rebus.diffusion.vae import LatentCodec, VaeConfig
 from rebus.errors import RebusError
 from rebus.images import prepare
 from rebus.papers.seed_x.adapter import Adapter, AdapterConfig
+from rebus.papers.seed_x.keeping import KeepMask
 from rebus.papers.seed_x.published_decoder import HALF, read_features
 from rebus.visual import ImageSampling, Progress, VisualTokens
 
@@ -60,6 +61,8 @@ class SeedXDetokenizerConfig:
     """Guidance towards what is told, unless asked otherwise (the published code: 7.5)."""
     image_guidance: float = 1.0
     """Guidance towards the source image, unless asked otherwise (the published code: 1.5)."""
+    keep_width: int = 0
+    """Channels of the network that says where an edit keeps its source; 0: none."""
     shift: float = 1.5
     """Shift of the flow's time steps, as trained."""
 
@@ -78,6 +81,8 @@ FIRST_STAGE = SeedXDetokenizerConfig()
 """What the mini's first stage trains: it draws from features alone."""
 SECOND_STAGE = SeedXDetokenizerConfig(denoiser=TransformerConfig(extra_channels=8))
 """What the mini's second stage trains: it may keep what a source image shows."""
+EDITOR = replace(SECOND_STAGE, keep_width=48)
+"""The same with a network that says where it keeps it."""
 
 
 class StripDraft(nn.Module):
@@ -111,6 +116,7 @@ class SeedXDetokenizer(nn.Module):
         self.denoiser = Denoiser(config.denoiser)
         self.draft = StripDraft(config.adapter.in_width, config.strip, config.draft)
         self.unclip = UnclipCondition(config.adapter.pooled)
+        self.keep = KeepMask(config.denoiser.latent_channels, config.keep_width) if config.keep_width else None
 
     @property
     def edits(self) -> bool:
@@ -162,9 +168,26 @@ class SeedXDetokenizer(nn.Module):
         d = c.denoiser
         noise = noise_like((d.latent_channels, d.side, d.side), generators, like=self.like)
         drawing = sample_edit_flow(
-            self.denoiser, noise, told, away, guidance=self.guidance(sampling), steps=steps, shift=c.shift
+            self.denoiser,
+            noise,
+            told,
+            away,
+            guidance=self.guidance(sampling),
+            kept=self.kept(told, latents_Ichw, sources),
+            steps=steps,
+            shift=c.shift,
         )
         yield from show(self.codec, drawing, steps=steps)
+
+    def kept(
+        self, told: Condition, latents_Ichw: Tensor | None, sources: Sequence[PIL.Image.Image | None]
+    ) -> Kept | None:
+        """Where sources are kept, by what is told; nowhere of an image that has none."""
+        if self.keep is None or latents_Ichw is None:
+            return None
+        draft_Ichw = told.extra_Iehw[:, : self.config.denoiser.latent_channels]
+        there_I = torch.tensor([source is not None for source in sources], device=draft_Ichw.device)
+        return Kept(latents_Ichw, self.keep(draft_Ichw, latents_Ichw).sigmoid() * there_I[:, None, None, None])
 
     @property
     def like(self) -> Tensor:
@@ -230,6 +253,7 @@ def check_sizes(config: SeedXDetokenizerConfig) -> None:
         "the codec's channels and the latent's": (config.vae.latent_channels, latent),
         "the draft's side and the denoiser's": (draft.grid * 2 ** (len(draft.widths) - 1), denoiser.side),
         "the draft's patches in a row and whole strips": (draft.grid, draft.grid // config.strip * config.strip),
+        "a network that says what is kept, and a source": (bool(config.keep_width and not source), False),
         "the source's channels and the latent's, or none": (source, latent if source else 0),
     }
     wrong = [f"{what} ({one} and {two})" for what, (one, two) in pairs.items() if one != two]

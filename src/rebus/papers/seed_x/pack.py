@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rebus.checkpoint import SavedSystem, config_to_json, load_system, save_system
 from rebus.errors import RebusError
-from rebus.papers.seed_x.decoder_training import SECOND
+from rebus.papers.seed_x.decoder_training import KEEPING, SECOND
 from rebus.papers.seed_x.speciality import beside, save_speciality
 from rebus.papers.seed_x.stages import instruct, pretrain
 from rebus.papers.seed_x.variants import VARIANTS
@@ -20,7 +20,7 @@ from rebus.train.packing import Places, gather, spread
 
 PLACES: Places = {
     "lm": [(pretrain.NAME, "lm.")],
-    "detokenizer": [(SECOND, "detokenizer.")],
+    "detokenizer": [(SECOND, "detokenizer."), (KEEPING, "detokenizer.")],
 }
 SHARED = "codec."
 """How the names begin of what is the shared parts'."""

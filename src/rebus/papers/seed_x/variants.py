@@ -15,8 +15,7 @@ from rebus.nn.vit import ViTConfig
 from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.seed_x import views
 from rebus.papers.seed_x.adapter import AdapterConfig
-from rebus.papers.seed_x.detokenizer import SECOND_STAGE as MINI_SECOND_STAGE
-from rebus.papers.seed_x.detokenizer import SeedXDetokenizerConfig
+from rebus.papers.seed_x.detokenizer import EDITOR, SeedXDetokenizerConfig
 from rebus.papers.seed_x.language import LanguageConfig, LoraConfig, MergedLanguageConfig, ProjectorsConfig
 from rebus.papers.seed_x.published_decoder import SECOND_STAGE, SdxlDetokenizerConfig
 from rebus.papers.seed_x.spelling import EDIT, QUESTION, SeedXGrammarConfig, mini, new_words
@@ -72,7 +71,7 @@ MINI = SeedXConfig(
     ),
     grammar=mini(SMOLLM2_WORDS, 16, vectors=64, context=2048),
     language=LanguageConfig(base=BASE_LLM, new_words=new_words(16), lora=LoraConfig(rank=16, dropout=0.0)),
-    detokenizer=MINI_SECOND_STAGE,
+    detokenizer=EDITOR,
     weights="seed_x-mini",
     base="mini",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import PIL.Image
 import pytest
@@ -65,6 +66,29 @@ def test_another_model_says_and_draws_something_too(system, examples, tmp_path, 
     assert {"kept-1.png", "drawing-1.png"} <= {path.name for path in folder.iterdir()}
     assert "a few replies of lavit:tiny" in (tmp_path / "demo" / "index.html").read_text()
     assert "of 16 patches are kept" in capsys.readouterr().out
+
+
+def test_another_model_that_has_specialities_points_and_edits_too(system, examples, tmp_path, monkeypatch):
+    class Base:
+        def with_adapter(self, name):
+            return asked.setdefault(name, type(system)())
+
+    asked, turn = {}, replace(demo.SCRIPT[0], adapter="chat")
+    monkeypatch.setattr(demo, "adapters", lambda name: [] if name == "seed:mini" else ["chat", "edit", "story"])
+    given = demo.load_system
+    monkeypatch.setattr(
+        demo, "load_system", lambda name, *a, **k: Base() if name == "seed_x:mini" else given(name, *a, **k)
+    )
+    monkeypatch.setattr(demo, "there", list)
+    monkeypatch.setattr(demo, "show_kept", lambda *a: None)
+    for name in ("SCRIPT", "SHORT"):
+        monkeypatch.setattr(demo, name, (turn,))
+    for special in demo.SPECIAL:
+        if special.shows:
+            PIL.Image.new("RGB", (64, 64), "red").save(examples / special.shows)
+    demo.demo(examples=examples, output=tmp_path / "demo", others=("seed_x:mini",))
+    modalities = {name: [call["modality"] for call in of.calls] for name, of in asked.items()}
+    assert modalities == {"chat": ["text", "text"], "edit": ["image", "image"], "story": []}
 
 
 def test_the_script_shows_what_is_promised():

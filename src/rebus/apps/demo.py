@@ -72,13 +72,13 @@ SPECIAL = (
     Turn("Add a star in the top left corner.", answer="image", adapter="edit"),
 )
 """What is said besides to a model that has the specialities chat and edit: it points, and edits a picture twice in a row."""
-OTHERS = ("lavit:mini",)
+OTHERS = ("lavit:mini", "seed_x:mini")
 """Models that have their say behind the first, where their weights are there."""
 SHORT = (
     Turn("What is in this picture?", shows="sailboat-fluent-3d.png", answer="text"),
     Turn("Draw a red apple in Noto style.", answer="image", anew=True),
 )
-"""What they are asked."""
+"""What they are asked; one that has specialities points and edits besides."""
 
 SAMPLING = Sampling(max_new_tokens=256, guidance=1.5)
 """Greedy, with a little guidance, which gives drawings more of their shape."""
@@ -165,24 +165,23 @@ def demo(
         others: models that are asked a little too, where their weights are there
     """
     console, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+    def played(name: str, script: tuple[Turn, ...], folder: Path) -> tuple[list[Document], int, float]:
+        """What a model says to the script, how many replies these are, and when it began."""
+        model = load_system(name, err, device=device, adapter="none")
+        special = {one: model.with_adapter(one) for one in adapters(name)}
+        script = (*script, *SPECIAL) if {"chat", "edit"} <= special.keys() else script
+        loaded = time.perf_counter()
+        return converse(model, script, examples, folder, console, SAMPLING, DRAWING, special), len(script), loaded
+
     began = time.perf_counter()
-    model = load_system(system, err, device=device, adapter="none")
-    special = {name: model.with_adapter(name) for name in adapters(system)}
-    script = (*SCRIPT, *SPECIAL) if {"chat", "edit"} <= special.keys() else SCRIPT
-    loaded = time.perf_counter()
-    conversations = converse(model, script, examples, output / "pictures", console, SAMPLING, DRAWING, special)
+    conversations, replies, loaded = played(system, SCRIPT, output / "pictures")
     talked = time.perf_counter() - loaded
     also = there([name for name in others if name != system])
     for name in also:
         console.print(f"[bold]{name}[/bold]")
-        del model  # one at a time
-        special.clear()
-        model = load_system(name, err, device=device)
-        folder = output / "pictures" / name.replace(":", "-")
-        conversations += converse(model, SHORT, examples, folder, console, SAMPLING, DRAWING)
-    about = (
-        f"{system} on {device_name(device)}: {len(script)} replies in {talked:.0f} s, exactly as the model gave them."
-    )
+        conversations += played(name, SHORT, output / "pictures" / name.replace(":", "-"))[0]
+    about = f"{system} on {device_name(device)}: {replies} replies in {talked:.0f} s, exactly as the model gave them."
     if also:
         about += f" Behind it are a few replies of {' and '.join(also)}."
     page = write_whole(output / "index.html", render(conversations, about=about))

@@ -198,6 +198,38 @@ def test_the_regression_is_a_mean_over_all_vectors() -> None:
         out_of.loss(hidden_TD, targets[:1])
 
 
+def test_a_slot_may_say_that_it_is_as_in_what_was_seen() -> None:
+    out_of = SeedXOutputProjector(TINY.projectors.out_of, source="s", keeps=True, generator=tiny.generator(0))
+    plain = SeedXOutputProjector(TINY.projectors.out_of, source="s", generator=tiny.generator(0))
+    hidden_TD = torch.randn(8, 32, generator=tiny.generator(1))
+    view = Features(torch.randn(1, 16, 24, generator=tiny.generator(2)), "s")
+    before_SC = view.x_WNC[0].unflatten(0, (4, 4)).mean(1)
+    regressed = plain(hidden_TD[:4]).x_WNC[0]
+    torch.testing.assert_close(out_of(hidden_TD[:4]).x_WNC[0], regressed)  # nothing was seen
+    little = out_of(hidden_TD[:4], view).x_WNC[0]
+    torch.testing.assert_close(little, regressed + (before_SC - regressed) * torch.tensor(-3.0).sigmoid())
+    with torch.no_grad():
+        out_of.keep.weight.normal_(generator=tiny.generator(3))
+        share_S1 = out_of.keep(hidden_TD[:4]).sigmoid()
+        drawn = out_of(hidden_TD[:4], view).x_WNC[0]
+    torch.testing.assert_close(drawn, regressed + (before_SC - regressed) * share_S1)
+    targets = [Features(torch.randn(1, 4, 24, generator=tiny.generator(seed)), "s") for seed in (4, 5)]
+    said = torch.stack([drawn, plain(hidden_TD[4:]).x_WNC[0]])
+    wanted = torch.cat([target.x_WNC for target in targets])
+    torch.testing.assert_close(out_of.loss(hidden_TD, targets, [view, None]), (said - wanted).square().mean())
+    out_of.loss(hidden_TD, targets, [view, None]).backward()
+    assert out_of.keep.weight.grad.any()
+
+
+def test_what_is_drawn_is_told_what_the_prompt_shows() -> None:
+    system = tiny.system("seed_x")
+    seen: list[Features | None] = []
+    system.lm.output_projector.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
+    for parts in (("Draw.",), (tiny.picture(), "Draw.", tiny.picture(size=40), "So.")):
+        list(system.stream(Document((user(*parts),)), modality="image", sampling=Sampling(max_new_tokens=40)))
+    assert seen[0] is None and seen[1].x_WNC.shape == (1, 16, 24)
+
+
 def test_parts_of_other_widths_are_refused() -> None:
     llm = tiny.fresh("seed_x").lm.llm
     wide = replace(TINY.projectors, out_of=replace(TINY.projectors.out_of, source_width=48))

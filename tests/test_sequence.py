@@ -103,12 +103,23 @@ class Regress(torch.nn.Module):
         super().__init__()
         self.linear = torch.nn.Linear(32, 3)
 
-    def forward(self, hidden_SD):
+    def forward(self, hidden_SD, seen=None):
         return Features(self.linear(hidden_SD)[None], "regressed")
 
-    def loss(self, hidden_TD, outputs):
+    def loss(self, hidden_TD, outputs, seen=None):
         target_TC = torch.cat([f.x_WNC.flatten(0, 1) for f in outputs])
         return (self.linear(hidden_TD) - target_TC).square().mean()
+
+
+def test_what_was_seen_before_a_drawing_is_the_last_image_that_ended_before_it():
+    first, second, third = (Features(torch.zeros(views, 2, 3), str(views)) for views in (1, 2, 1))
+    row = Sequence([0] * 20, [True] * 20, [(1, 3), (7, 9), (9, 11), (16, 18)], [(0, 1), (4, 6), (12, 14), (17, 19)])
+    row.inputs = [first, second, third]
+    assert row.seen_before == [None, first, second, second]
+    row.outputs = [third] * 4
+    other = Sequence([0] * 4, [True] * 4, [(0, 1)], [(1, 2)], [third], [first])
+    batch = collate([row, other], pack=24)
+    assert batch.seen_before == [None, first, second, second, third] and len(batch.outputs) == 5
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])

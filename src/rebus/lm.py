@@ -7,6 +7,7 @@ Dimension key: B batch · L length · D language-model width · V vocabulary · 
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -34,15 +35,18 @@ class InputProjector(Protocol):
         ...
 
 
+Seen = Features | Patches | None
+
+
 class OutputProjector(Protocol):
     """Hidden states at an image's slots → the vectors that a detokenizer takes."""
 
-    def __call__(self, hidden_SD: Tensor) -> Features:
-        """The image that the hidden states of its S slots say."""
+    def __call__(self, hidden_SD: Tensor, seen: Seen = None) -> Features:
+        """The image that the hidden states of its S slots say; `seen` is the last image that was read before it."""
         ...
 
-    def loss(self, hidden_TD: Tensor, outputs: list[Features]) -> Tensor:
-        """How far the slots of all images are from their targets, a scalar."""
+    def loss(self, hidden_TD: Tensor, outputs: list[Features], seen: Sequenced[Seen] | None = None) -> Tensor:
+        """How far the slots of all images are from their targets, a scalar; `seen` as above, of each image."""
         ...
 
     def dummy(self) -> tuple[Tensor, list[Features]]:
@@ -149,7 +153,7 @@ class InterleavedLM(nn.Module):
     def _regression(self, hidden_BLD: Tensor, batch: Batch, images: float) -> Tensor | None:
         project = cast(OutputProjector | None, self.output_projector)
         if project is not None and batch.outputs:
-            mean = project.loss(hidden_BLD[batch.output_BL], batch.outputs)
+            mean = project.loss(hidden_BLD[batch.output_BL], batch.outputs, batch.seen_before)
             return mean if images == len(batch.outputs) else mean * (len(batch.outputs) / images)
         if project is not None and self._must_run(self.output_projector):
             return project.loss(*project.dummy()) * 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,15 @@ class Sequence:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def seen_before(self) -> list[Features | Patches | None]:
+        """Of each image that is generated the features of the last image that was read before it; None where there is none."""
+        spans, read = iter(self.input_spans), []
+        for seen in self.inputs:
+            views = len(seen.x_WNC) if isinstance(seen, Features) else 1
+            read += [(stop, seen) for _, stop in list(islice(spans, views))[-1:]]
+        return [next((seen for stop, seen in reversed(read) if stop <= start), None) for start, _ in self.output_spans]
+
 
 class Counts(NamedTuple):
     """What the losses of a batch are means over."""
@@ -75,6 +85,8 @@ class Batch:
     """the vectors of `input_BL`, in reading order"""
     outputs: list[Features]
     """the regression targets of `output_BL`, in reading order"""
+    seen_before: list[Features | Patches | None]
+    """of each of these, the last image that was read before it"""
     places: list[tuple[int, int, int]]
     """of each given sequence, in the order given: row, start, stop"""
 
@@ -139,6 +151,7 @@ def collate(sequences: Many[Sequence], *, pack: int | None = None, pad_id: int =
     masks = {name: torch.zeros(shape, dtype=torch.bool) for name in ("target", "input", "output")}
     inputs: list[Features | Patches] = []
     outputs: list[Features] = []
+    seen_before: list[Features | Patches | None] = []
     places = [(0, 0, 0)] * len(sequences)
     for b, row in enumerate(rows):
         start = 0
@@ -153,6 +166,7 @@ def collate(sequences: Many[Sequence], *, pack: int | None = None, pad_id: int =
                     masks[name][b, start + first : start + last] = True
             inputs += sequence.inputs
             outputs += sequence.outputs
+            seen_before += sequence.seen_before
             places[i] = (b, start, stop)
             start = stop
     return Batch(
@@ -164,6 +178,7 @@ def collate(sequences: Many[Sequence], *, pack: int | None = None, pad_id: int =
         masks["output"],
         inputs,
         outputs,
+        seen_before,
         places,
     )
 

@@ -91,7 +91,7 @@ class Engine:
             return said
         for reply, event in self._decoder.step():
             job = self.running[reply]
-            said += [(job, part) for part in job.system.parts(event)]
+            said += [(job, part) for part in job.system.parts(event, job.prompt)]
             if isinstance(event, Finished):
                 said.append((job, event))
                 del self.running[reply]

@@ -242,8 +242,8 @@ class System:
         """A decoder of so many rows, each for a prompt and its reply of together at most `capacity` words."""
         return Decoder(self.lm, self.grammar, rows=rows, capacity=capacity)
 
-    def parts(self, event: Event) -> list[Part]:
-        """What an event of the decoder says, images as tokens."""
+    def parts(self, event: Event, prompt: Words | None = None) -> list[Part]:
+        """What an event of the decoder says, images as tokens; `prompt` is what it replies to."""
         match event:
             case str():
                 return [event]
@@ -251,7 +251,8 @@ class System:
                 return self.grammar.read(event.ids)
             case Span():
                 assert self.lm.output_projector is not None
-                return [Image(generated=self.lm.output_projector(event.hidden_ND))]
+                seen = prompt.inputs[-1] if prompt is not None and prompt.inputs else None
+                return [Image(generated=self.lm.output_projector(event.hidden_ND, seen))]
         return []
 
     def as_written(self, sampling: ImageSampling) -> ImageSampling:

@@ -46,7 +46,7 @@ def export_published(weights: Path, folder: Path) -> None:
         )
     if config.running_mean or config.words:
         raise RebusError(
-            f"{saved.name} reads images as running means or by part, which LaVIT's layout has no place for. Export a model that "
+            f"{saved.name} reads images as running means or as words, which LaVIT's layout has no place for. Export a model that "
             "does not."
         )
     if folder.exists():

@@ -67,7 +67,6 @@ MINI = LavitConfig(
     detokenizer=MiniDetokenizerConfig(),
     weights="lavit-mini",
     base="mini",
-    running_mean=True,
     words=WordReadingsConfig(),
 )
 MINI_RECONSTRUCTION = ReconstructionConfig(

@@ -98,6 +98,8 @@ class ProjectorsConfig:
     """Weight of the regression's loss beside that of the words (3 in the authors' later pre-training code)."""
     running_mean: bool = False
     """Whether a slot that the language model reads is the mean of its view's up to it. (The paper: no.)"""
+    keeps: bool = False
+    """Whether a slot that is drawn may say that it is as in the last view that was read. (The paper: no.)"""
     words: WordReadingsConfig | None = None
     """Whether a view's last slots are words that say what it shows. (The paper: no.)"""
 

@@ -6,6 +6,7 @@ D language-model width · T slots of all views or images
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from rebus.errors import RebusError
 from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.nn.running_sums import running_means
 from rebus.nn.word_readings import WordReadings, WordReadingsConfig
+from rebus.papers.seed_x.vision import pool_rows
 from rebus.visual import Features, Patches
 
 Regression = Literal["mse", "cosine"]
@@ -84,7 +86,11 @@ class SeedXInputProjector(nn.Module):
 class SeedXOutputProjector(nn.Module):
     """Hidden states at an image's slots → the features that an image decoder takes. `regression` says how far off they
     are while training: mean squared error as released, or one minus the cosine. `source` is the tokenizer's, whose
-    features they stand for."""
+    features they stand for.
+
+    With `keeps`, each slot says how much of its features is as in the last view that was read (`seen`), and the rest is regressed: an edit
+    need not be taught to copy. (The paper: no.)
+    """
 
     def __init__(
         self,
@@ -92,19 +98,45 @@ class SeedXOutputProjector(nn.Module):
         regression: Regression = "mse",
         *,
         source: str = "seed_x",
+        keeps: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.resampler = Resampler(config, generator)
+        self.keep = nn.Linear(config.source_width, 1) if keeps else None
+        if self.keep is not None:
+            nn.init.zeros_(self.keep.weight)
+            nn.init.constant_(self.keep.bias, -3.0)  # what is drawn is seldom what was seen
         self.regression = regression
         self.source = source
 
     @torch.no_grad()
-    def forward(self, hidden_SD: Tensor) -> Features:
+    def forward(self, hidden_SD: Tensor, seen: Features | Patches | None = None) -> Features:
         """The image that the hidden states of its slots say: x_1SC, in float32. Nothing is learned through it."""
-        return Features(self.resampler(hidden_SD[None].to(self.resampler.proj.weight)).float(), self.source)
+        return Features(self._drawn(hidden_SD[None], [seen]), self.source)
 
-    def loss(self, hidden_TD: Tensor, outputs: list[Features]) -> Tensor:
+    def _drawn(self, hidden_ISD: Tensor, seen: Sequence[Features | Patches | None]) -> Tensor:
+        """x_ISC in float32."""
+        hidden_ISD = hidden_ISD.to(self.resampler.proj.weight)
+        x_ISC = self.resampler(hidden_ISD).float()
+        if self.keep is None:
+            return x_ISC
+        slots = self.resampler.config.queries
+        views = [view.x_WNC[-1:] if isinstance(view, Features) else None for view in seen]
+        before_ISC = torch.cat(
+            [
+                x_SC[None].detach() if view is None else pool_rows(view.to(x_ISC), view.shape[1] // slots)
+                for x_SC, view in zip(x_ISC, views, strict=True)
+            ]
+        )
+        return torch.lerp(x_ISC, before_ISC, self.keep(hidden_ISD).sigmoid().float())
+
+    def loss(
+        self,
+        hidden_TD: Tensor,
+        outputs: list[Features],
+        seen: Sequence[Features | Patches | None] | None = None,
+    ) -> Tensor:
         """Mean over all vectors of all images, in float32. Raises RebusError when images and slots do not agree."""
         target_ISC = torch.cat([image.x_WNC for image in outputs]).to(hidden_TD.device)
         config = self.resampler.config
@@ -115,7 +147,7 @@ class SeedXOutputProjector(nn.Module):
                 "Encode the images with the tokenizer that belongs to this model."
             )
         hidden_ISD = rearrange(hidden_TD, "(i s) d -> i s d", s=config.queries)
-        x_ISC = self.resampler(hidden_ISD.to(self.resampler.proj.weight)).float()
+        x_ISC = self._drawn(hidden_ISD, [None] * len(outputs) if seen is None else seen)
         target_ISC = target_ISC.detach().float()
         if self.regression == "mse":
             return F.mse_loss(x_ISC, target_ISC)

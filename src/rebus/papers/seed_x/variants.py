@@ -66,7 +66,7 @@ MINI = SeedXConfig(
     projectors=ProjectorsConfig(
         into=ResamplerConfig(grid=4, width=576, heads=9, source_width=192),
         out_of=ResamplerConfig(grid=4, width=192, heads=4, source_width=576),
-        running_mean=True,
+        keeps=True,
         words=WordReadingsConfig(rank=192),
     ),
     grammar=mini(SMOLLM2_WORDS, 16, vectors=64, context=2048),

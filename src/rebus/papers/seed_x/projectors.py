@@ -147,7 +147,7 @@ class SeedXOutputProjector(nn.Module):
                 "Encode the images with the tokenizer that belongs to this model."
             )
         hidden_ISD = rearrange(hidden_TD, "(i s) d -> i s d", s=config.queries)
-        x_ISC = self._drawn(hidden_ISD, [None] * len(outputs) if seen is None else seen)
+        x_ISC = self._drawn(hidden_ISD, [None] * len(hidden_ISD) if seen is None else seen)
         target_ISC = target_ISC.detach().float()
         if self.regression == "mse":
             return F.mse_loss(x_ISC, target_ISC)

@@ -22,13 +22,14 @@ Places = Mapping[str, Sequence[tuple[str, str]]]
 
 
 def gather(work: Path, places: Places) -> dict[str, dict[str, Tensor]]:
-    """The parts from `work/STAGE/weights.safetensors`. Raises FileNotFoundError where a stage has left none."""
+    """The parts from `work/STAGE/weights.safetensors`, by name, so that equal tensors make equal files. Raises FileNotFoundError where
+    a stage has left none."""
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in places}
     for part, stages in places.items():
         for stage, prefix in stages:
             found = load_file(work / stage / "weights.safetensors")
             parts[part] |= {name.removeprefix(prefix): x for name, x in found.items() if name.startswith(prefix)}
-    return parts
+    return {part: dict(sorted(tensors.items())) for part, tensors in parts.items()}
 
 
 def spread(saved: SavedSystem, work: Path, places: Places) -> list[Path]:

@@ -99,17 +99,21 @@ class Seen:
 
     def pure(self, split: str, i: np.ndarray) -> tuple[Tensor, Tensor]:
         """Latents and features of pictures of the bank."""
+        return self.data.rows(split, i, "latents")[0], self.features(split, i)
+
+    def features(self, split: str, i: np.ndarray) -> Tensor:
+        """Features of pictures of the bank."""
         pooled = self.data.derive(
             f"seed_x_features_{self.strip}",
             split,
             lambda rows: pool_rows(take(self.data.array("tokens", split), rows)[:, 1:], self.strip),
             of=self.data.vision_print,
         )
-        return self.data.rows(split, i, "latents")[0], take(pooled, i)
+        return take(pooled, i)
 
     def examples(self, most: int = 4096) -> Tensor:
         """Features of the first trained pictures, [I, S, C]."""
-        return self.pure("train", np.arange(min(most, len(self.data.bank("train")))))[1]
+        return self.features("train", np.arange(min(most, len(self.data.bank("train")))))
 
     def edited(self, split: str, i: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Latents and features of targets, and latents of sources."""

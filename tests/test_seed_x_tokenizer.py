@@ -217,7 +217,9 @@ def test_a_slot_may_say_that_it_is_as_in_what_was_seen() -> None:
     said = torch.stack([drawn, plain(hidden_TD[4:]).x_WNC[0]])
     wanted = torch.cat([target.x_WNC for target in targets])
     torch.testing.assert_close(out_of.loss(hidden_TD, targets, [view, None]), (said - wanted).square().mean())
-    both = Features(torch.cat([target.x_WNC for target in targets]), "s")  # targets may be given as one, of nothing seen
+    both = Features(
+        torch.cat([target.x_WNC for target in targets]), "s"
+    )  # targets may be given as one, of nothing seen
     torch.testing.assert_close(out_of.loss(hidden_TD, [both]), out_of.loss(hidden_TD, targets, [None, None]))
     out_of.loss(hidden_TD, targets, [view, None]).backward()
     assert out_of.keep.weight.grad.any()

@@ -21,7 +21,7 @@ def test_edit_saves_a_picture(run, system, cat, tmp_path):
     ran = run("edit", cat, " make it blue ", "-o", tmp_path / "new" / "cat.png", *words)
     assert ran.code == 0 and str(tmp_path / "new" / "cat.png") in ran.out.replace("\n", "")
     assert PIL.Image.open(tmp_path / "new" / "cat.png").size == (64, 64)
-    assert system.calls[0]["load"] == "seed_x:mini" and system.calls[0]["adapter"] is None  # none beside the weights
+    assert system.calls[0]["load"] == "seed_x:mini" and system.calls[0]["adapter"] == "edit"  # the one for this
     call = system.calls[1]
     (message,) = call["document"].messages
     assert call["modality"] == "image" and message.text == "make it blue" and message.images[0].pixels.size == (12, 10)

@@ -141,7 +141,7 @@ def test_systems_on_one_engine_take_turns_and_nobody_waits_for_ever():
 
 def test_a_step_that_fails_can_be_dropped():
     broken = System(GRAMMAR, LM)
-    broken.parts = lambda event: 1 / 0  # type: ignore[method-assign]
+    broken.parts = lambda event, prompt: 1 / 0  # type: ignore[method-assign]
     engine = Engine(rows=1, capacity=64)
     bad, good = job("hello", system=broken), job("hello", 5)
     engine.join(bad)

@@ -102,6 +102,7 @@ def test_a_tuned_base_begins_as_the_base(folder: Path) -> None:
     torch.testing.assert_close(tuned(document).text, again(document).text)
     assert [entry.pattern for entry in instruct.stage(INSTRUCT, folder / "work", base=base).trainable] == [
         "lm.llm.*lora_*",
+        "lm.input_projector.words.*",
         "lm.input_projector.*",
         "lm.output_projector.*",
         "lm.llm.base.*norm*",

@@ -67,7 +67,7 @@ class ToyGrammar:
 class Regress(nn.Module):
     """An output projector that hands hidden states on."""
 
-    def forward(self, hidden_SD):
+    def forward(self, hidden_SD, seen=None):
         return Features(hidden_SD[None], "hidden")
 
 

@@ -195,6 +195,17 @@ def test_a_model_is_loaded_once_and_adapters_share_it(system):
     assert len([call for call in system.calls if "load" in call]) == 1
 
 
+def test_adapters_beside_the_weights_are_offered_and_chat_is_the_usual_one(system, monkeypatch):
+    specials = {name: type(system)() for name in ("chat", "edit", "folder")}
+    system.with_adapter = specials.__getitem__
+    beside = {"seed_x:mini": ["chat", "edit"], "seed:mini": []}
+    monkeypatch.setattr("rebus.apps.web.models.adapters_beside", lambda name, weights: beside[name])
+    models = Models(["seed:mini", "seed_x:mini"], adapters={"own": "folder"})
+    assert models.adapters == {"chat": "chat", "edit": "edit", "own": "folder"}
+    assert models.get("seed_x:mini") is models.get("seed_x:mini", "chat") is specials["chat"]
+    assert models.get("seed_x:mini", "edit") is specials["edit"] and models.get("seed:mini") is system
+
+
 @pytest.mark.parametrize("name, adapter", [("lavit:tiny", ""), ("os.path", ""), ("seed:mini", "other")])
 def test_what_was_not_named_at_the_start_is_never_loaded(system, name, adapter):
     with pytest.raises(RebusError, match="This page"):

@@ -84,7 +84,7 @@ def build_chat(models: Models, starters: Sequence[Starter], folder: Path) -> Cha
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             model = gr.Dropdown(models.ready, value=models.ready[0], label="Model", elem_id="model")
             adapter = gr.Dropdown(
-                [("none", ""), *((name, name) for name in models.adapters)],
+                [("usual", ""), *((name, name) for name in models.adapters)],
                 value="",
                 label="Adapter",
                 visible=bool(models.adapters),

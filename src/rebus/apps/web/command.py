@@ -24,7 +24,11 @@ Systems = Annotated[
 ]
 Adapters = Annotated[
     tuple[str, ...],
-    arg(metavar="[NAME=FOLDER …]", help="adapters that may be chosen", help_behavior_hint="(default: none)"),
+    arg(
+        metavar="[NAME=FOLDER …]",
+        help="more adapters that may be chosen",
+        help_behavior_hint="(default: those beside weights)",
+    ),
 ]
 
 

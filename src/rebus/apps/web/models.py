@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rebus.apps.loading import adapters as adapters_beside
 from rebus.apps.loading import load_system, variants, where_weights
 from rebus.apps.safety import check_drawings
 from rebus.errors import RebusError
@@ -69,7 +70,7 @@ class Models:
         device: str = "auto",
         console: Console | None = None,
     ) -> None:
-        """Names none, and every mini is offered. Raises RebusError for unknown names, when one that was named cannot be
+        """Names none, and every mini is offered; adapters are those beside the weights, and those named. Raises RebusError for unknown names, when one that was named cannot be
         loaded, when none can, and for weights that could be several models'."""
         if weights is not None and len(names) != 1:
             raise RebusError(
@@ -81,7 +82,9 @@ class Models:
             raise RebusError(f"{lacking[0].says} Leave it out, or name one that is there (`rebus list`).")
         if not self.ready:
             raise RebusError("No model has weights here, so there is nothing to show. See `rebus list`.")
-        self.adapters = dict(adapters or {})
+        self._beside = {name: adapters_beside(name, weights) for name in self.ready}
+        own = {adapter: adapter for found in self._beside.values() for adapter in found}
+        self.adapters: dict[str, Path | str] = {**own, **(adapters or {})}
         self._weights, self._safety, self._device = weights, safety, device
         self._console = console or Console(stderr=True, highlight=False)
         self._loaded: dict[tuple[str, str], Any] = {}
@@ -102,13 +105,15 @@ class Models:
         return told or f"{PAPERS.get(paper, paper)} was not named when this page was started: `rebus web {paper}:mini`."
 
     def get(self, name: str, adapter: str = "") -> Any:
-        """A model, loaded the first time. Raises RebusError for one that the page does not offer, and as loading does."""
+        """A model, loaded the first time; without an adapter as it is used elsewhere, with `chat` where its weights have that. Raises
+        RebusError for one that the page does not offer, and as loading does."""
         if name not in self.ready:
             raise RebusError(f"This page does not offer {name!r:.80}. Choose of {', '.join(self.ready)}.")
         if adapter and adapter not in self.adapters:
             raise RebusError(
                 f"This page has no adapter {adapter!r:.80}. Choose of {', '.join(self.adapters) or 'none'}."
             )
+        adapter = adapter or next((one for one in self._beside[name] if one == "chat"), "")
         with self._lock:
             if (name, "") not in self._loaded:
                 base = load_system(name, self._console, weights=self._weights, device=self._device)

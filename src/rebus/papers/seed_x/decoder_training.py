@@ -9,7 +9,7 @@ Dimension key: I images · S features · C width · c latent channels · h w lat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import PIL.Image
@@ -171,3 +171,17 @@ def masked_psnr(one_I3hw: Tensor, two_I3hw: Tensor, mask_Ihw: Tensor) -> float:
     has = share_I > 0
     error_I = (error_Ihw * mask_Ihw).sum((1, 2))[has] / share_I[has]
     return (-10 * error_I.clamp_min(1e-8).log10()).mean().item()
+
+
+def edit_figures(model: SeedXDetokenizer, seen: Seen, most: int = 64) -> Iterator[tuple[str, float]]:
+    """Of the first edits of `val`, drawn from the true features of their targets: PSNR outside their masks with the source in view and
+    without, and within."""
+    bank = seen.banks["val"]
+    some = np.arange(min(most, len(bank)))
+    _, x_ISC, _ = seen.edited("val", some)
+    target, mask_Ihw = bank.pixels(some, 1), torch.from_numpy(np.array(bank.masks_Ihw[some]))
+    sources = [PIL.Image.fromarray(pair[0]) for pair in np.asarray(bank.images_I2hw3[some])]
+    with_source, without = drawn(model, x_ISC, sources), drawn(model, x_ISC)
+    yield "val/kept_psnr", masked_psnr(with_source, target, ~mask_Ihw)
+    yield "val/kept_psnr_without_source", masked_psnr(without, target, ~mask_Ihw)
+    yield "val/changed_psnr", masked_psnr(with_source, target, mask_Ihw)

@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 
 from rebus.data.edit_pairs import EditBatches
 from rebus.data.pairs import needed
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import psnr
-from rebus.papers.seed_x.decoder_training import FIRST, SECOND, DecoderTraining, drawn, masked_psnr, second_decoder
+from rebus.papers.seed_x.decoder_training import FIRST, SECOND, DecoderTraining, drawn, edit_figures, second_decoder
 from rebus.papers.seed_x.detokenizer import FIRST_STAGE, SECOND_STAGE, SeedXDetokenizerConfig
 from rebus.papers.seed_x.edit_bank import EditBankConfig, Seen
 from rebus.papers.seed_x.published_decoder import SdxlDetokenizerConfig
@@ -144,15 +143,7 @@ def on_bank(config: Config, first: SeedXDetokenizerConfig, work: Path) -> Stage:
         )
 
     def evaluate() -> Iterator[tuple[str, float]]:
-        bank = seen.banks["val"]
-        some = np.arange(min(64, len(bank)))
-        _, x_ISC, _ = seen.edited("val", some)
-        target, mask_Ihw = bank.pixels(some, 1), torch.from_numpy(np.array(bank.masks_Ihw[some]))
-        sources = [PIL.Image.fromarray(pair[0]) for pair in np.asarray(bank.images_I2hw3[some])]
-        with_source, without = drawn(model, x_ISC, sources), drawn(model, x_ISC)
-        yield "val/kept_psnr", masked_psnr(with_source, target, ~mask_Ihw)
-        yield "val/kept_psnr_without_source", masked_psnr(without, target, ~mask_Ihw)
-        yield "val/changed_psnr", masked_psnr(with_source, target, mask_Ihw)
+        yield from edit_figures(model, seen)
         singles = seen.data.singles("val", 64)
         yield (
             "val/features_psnr",

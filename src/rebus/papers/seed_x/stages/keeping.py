@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
 from rebus.mini.bank import IndexBatches
-from rebus.papers.seed_x.decoder_training import KEEPING, SECOND, DecoderTraining, drawn, masked_psnr
+from rebus.papers.seed_x.decoder_training import KEEPING, SECOND, DecoderTraining, edit_figures
 from rebus.papers.seed_x.detokenizer import EDITOR, SeedXDetokenizer, SeedXDetokenizerConfig
 from rebus.papers.seed_x.edit_bank import EditBankConfig, Seen
 from rebus.train import Losses, Optim, Stage, Trainable
@@ -87,16 +86,9 @@ def stage(config: Config, work: Path) -> Stage:
         return module.kept_losses(x_ISC, source, same_places(masks_Ihw, side))
 
     def evaluate() -> Iterator[tuple[str, float]]:
-        bank = seen.banks["val"]
-        some = np.arange(min(64, len(bank)))
+        some = np.arange(min(64, len(seen.banks["val"])))
         yield "val/right", float(losses(module, "val", some).parts["right"])
-        _, x_ISC, _ = seen.edited("val", some)
-        target, mask_Ihw = bank.pixels(some, 1), torch.from_numpy(np.array(bank.masks_Ihw[some]))
-        sources = [PIL.Image.fromarray(pair[0]) for pair in np.asarray(bank.images_I2hw3[some])]
-        with_source, without = drawn(model, x_ISC, sources), drawn(model, x_ISC)
-        yield "val/kept_psnr", masked_psnr(with_source, target, ~mask_Ihw)
-        yield "val/kept_psnr_without_source", masked_psnr(without, target, ~mask_Ihw)
-        yield "val/changed_psnr", masked_psnr(with_source, target, mask_Ihw)
+        yield from edit_figures(model, seen)
 
     module = Keeping(model, untold=0.0, blurred=config.blurred, examples_ISC=seen.examples())
     return Stage(

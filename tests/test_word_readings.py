@@ -111,6 +111,8 @@ def test_layers_are_fitted_to_the_words_of_names_and_read_vectors_as_they_are() 
     with torch.no_grad():
         said_IK = chosen[readings.logits(x_ISC, table_VD[chosen]).argmax(-1)]
     assert (said_IK == words_QK[name_I]).all(1).float().mean() > 0.95
+    with pytest.raises(RebusError, match="of no language model"):
+        WordReadings(config, 6, 32).fit(x_ISC, name_I, words_QK, generator=own)
     few = WordReadings(WordReadingsConfig(grid=2, words=5, rank=8, choices=3), 6, 32)
     with pytest.raises(RebusError, match=f"The names begin with {len(chosen)} words, .* at most 3"):
         few.fit(x_ISC, name_I, words_QK, generator=own)

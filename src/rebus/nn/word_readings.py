@@ -144,7 +144,7 @@ class WordReadings(nn.Module):
         generator: torch.Generator,
     ) -> None:
         """Fits the layers to images of which each has one of the names, whose first words are `words_QK`. Raises RebusError for more
-        words than can be chosen from."""
+        words than can be chosen from, and as `table` does."""
         fit = fit or WordFit()
         ids_W, which_QK = words_QK.unique(return_inverse=True)
         if len(ids_W) > self.config.choices:
@@ -153,8 +153,8 @@ class WordReadings(nn.Module):
                 "`choices`."
             )
         self.ids_W.fill_(-1)[: len(ids_W)] = ids_W.to(self.ids_W.device)
-        self.middle_D.copy_(self._words_of[0].base.get_input_embeddings().weight.float().mean(0))
         table_WD, x_ISC = self.table().float(), x_ISC.to(self.down_SCR)
+        self.middle_D.copy_(self._words_of[0].base.get_input_embeddings().weight.float().mean(0))
         self.centre_SC.copy_(x_ISC.mean(0))
         self.scale_SC.copy_(x_ISC.std(0).clamp(min=1e-4))
         self.down_SCR.copy_(torch.randn(self.down_SCR.shape, generator=generator) * 0.02)

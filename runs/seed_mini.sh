@@ -21,7 +21,6 @@ work=${1:-state}
 "$rebus" train seed.detokenizer --work "$work" --out "$work/seed.detokenizer"
 
 # the language model: what pictures show, then how to speak of them and draw them
-"$rebus" train seed.align           --work "$work" --out "$work/seed.align"
 "$rebus" train seed.naming          --work "$work" --out "$work/seed.naming"
 "$rebus" train seed.drawing         --work "$work" --out "$work/seed.drawing"
 "$rebus" train seed.stage3_pretrain --work "$work" --out "$work/seed.stage3_pretrain"

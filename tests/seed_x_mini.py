@@ -16,6 +16,7 @@ from rebus.diffusion.draft import GridDraftConfig
 from rebus.document import Document, Image, assistant, user
 from rebus.mini.pack import pack as pack_shared
 from rebus.nn.resampler import ResamplerConfig
+from rebus.nn.word_drawings import WordDrawingsConfig
 from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.seed_x.adapter import AdapterConfig
 from rebus.papers.seed_x.build import build, own_tensors
@@ -40,6 +41,7 @@ SYSTEM = replace(
     projectors=ProjectorsConfig(
         into=ResamplerConfig(grid=4, width=32, heads=2, source_width=192),
         out_of=ResamplerConfig(grid=4, width=192, heads=4, source_width=32),
+        says=WordDrawingsConfig(rank=4, hidden=8, depth=1, choices=256),
         words=WordReadingsConfig(grid=2, rank=8, choices=128),
     ),
     grammar=mini(262, 16, vectors=64, context=2048, locations=32),

@@ -28,7 +28,7 @@ def test_papers_are_trained_with_options_that_their_stages_take(
     runs = [training.parse(*_split(line)) for line in said.splitlines() if line.startswith("launch ")]
     stages = {name for name in training.stages() if name.startswith(f"{paper}.")}
     of_the_mini = {
-        f"{paper}.{stage}" for stage in ("detokenizer", "align", "naming", "drawing", "keeping")
+        f"{paper}.{stage}" for stage in ("detokenizer", "naming", "drawing", "keeping")
     }  # there is no paper-sized config
     assert {run.name for run in runs} == stages - of_the_mini
     language = [run for run in runs if run.options.parallel == "fsdp" and hasattr(run.options.config, "source_batch")]

@@ -17,12 +17,15 @@ from rebus.data.pictures import load_pictures
 from rebus.data.wording import style_name
 from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
-from rebus.mini.align import AlignConfig, vector_states
 from rebus.mini.frozen import Frozen
 from rebus.mini.named_stage import read_stage
 from rebus.mini.pack import pack as pack_shared
+from rebus.mini.saying import vector_states
 from rebus.mini.wishes import LowerStates, upper
+from rebus.nn.image_codes import ImageCodesConfig
 from rebus.nn.running_sums import SummedWords
+from rebus.nn.word_drawings import WordDrawingsConfig
+from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.seed import pack as packing
 from rebus.papers.seed.bank import bank_codes, code_starts, named_codes
 from rebus.papers.seed.language import LanguageConfig
@@ -31,7 +34,6 @@ from rebus.papers.seed.qformer import QFormerConfig
 from rebus.papers.seed.space import SentenceSpace
 from rebus.papers.seed.spelling import mini
 from rebus.papers.seed.stages import (
-    align,
     detokenizer,
     drawing,
     naming,
@@ -63,7 +65,20 @@ SYSTEM = replace(
     tokenizer=TOKENIZER,
     grammar=mini(262, 16, 4, per_query=True),
     language=LanguageConfig(
-        base=TINY.language.base, new_words=18, lora_rank=2, lora_alpha=4, summed=SummedWords(262, 16)
+        base=TINY.language.base,
+        new_words=18,
+        lora_rank=2,
+        lora_alpha=4,
+        summed=SummedWords(262, 16),
+        codes=ImageCodesConfig(
+            first=262,
+            begin=278,
+            codes=16,
+            places=4,
+            width=TOKENIZER.code_width,
+            reads=WordReadingsConfig(grid=1, words=2, rank=4, choices=200),
+            draws=WordDrawingsConfig(words=3, rank=4, hidden=8, depth=1, choices=200, apart=2),
+        ),
     ),
     detokenizer=replace(MINI.detokenizer, steps=2, written=2),
 )
@@ -72,14 +87,6 @@ CHAIN = {
     stage1_qformer: {"tokenizer": TOKENIZER, "batch": 4, "optim": SHORT},
     stage2_codebook: {"tokenizer": TOKENIZER, "batch": 4, "optim": SHORT},
     detokenizer: {"tokenizer": TOKENIZER, "batch": 2, "steps": 1},
-    align: {
-        "system": SYSTEM,
-        "align": AlignConfig(depth=1, places=2),
-        "copies": 2,
-        "batch": 2,
-        "optim": SHORT,
-        "row_lr": 1e-2,
-    },
     naming: {"system": SYSTEM, "copies": 2, "batch": 2, "optim": SHORT},
     drawing: {
         "system": SYSTEM,
@@ -89,7 +96,6 @@ CHAIN = {
         "first": 3,
         "last": 2,
         "depth": 1,
-        "row_lr": 1e-2,
         "optim": SHORT,
     },
     stage3_pretrain: TUNED | {"mix": {"caption": 0.5, "draw": 0.5}},
@@ -97,7 +103,7 @@ CHAIN = {
 }
 
 
-LOOKED_AT = (stage1_qformer, stage2_codebook, detokenizer, align, naming, drawing)
+LOOKED_AT = (stage1_qformer, stage2_codebook, detokenizer, naming, drawing)
 """Stages whose evaluations are run."""
 
 
@@ -150,13 +156,10 @@ def test_what_stage_1_learned_of_texts_stays_for_retrieval(trained: Trained, mon
         without.embed_texts(["a"])
 
 
-def test_stage_3_begins_as_alignment_naming_and_drawing_left_it(trained: Trained) -> None:
-    aligned = stage3_pretrain.language_weights(trained.work / "seed.align")
-    assert {name.partition("layers.")[2][:1] for name in aligned} == {"", "0"}  # rows, and adapters of one layer of two
+def test_stage_3_begins_as_naming_and_drawing_left_it(trained: Trained) -> None:
     named = stage3_pretrain.language_weights(trained.work / "seed.naming")
     assert {name.partition("layers.")[2][:1] for name in named} == {"", "0", "1"}
-    begun = naming.stage(replace(naming.CONFIGS["mini"], **CHAIN[naming]), trained.work).module.lm.llm.state_dict()
-    assert all(torch.equal(begun[name], x) for name, x in aligned.items())
+    assert "codes.reads.up_KRD" in named and "codes.draws.out.weight" not in named
     drawn = named | stage3_pretrain.language_weights(trained.work / "seed.drawing")
     stage = stage3_pretrain.stage(replace(stage3_pretrain.CONFIGS["mini"], **CHAIN[stage3_pretrain]), trained.work)
     begun = stage.module.lm.llm.state_dict()
@@ -167,70 +170,74 @@ def test_stage_3_begins_as_alignment_naming_and_drawing_left_it(trained: Trained
         read_stage(stage.module, trained.work / "nowhere")
     with pytest.raises(RebusError, match=r"are of another model: \d+ of their \d+ tensors do not fit"):
         read_stage(torch.nn.Linear(2, 2), trained.work / "seed.naming")
-    few = replace(align.CONFIGS["mini"], **CHAIN[align] | {"last": 1})
-    with pytest.raises(RebusError, match="The last 2 places of an image are compared, but only its last 1 are there"):
-        align.stage(few, trained.work)
     rates = {entry.pattern: entry.lr for entry in stage.trainable}
-    assert list(rates)[:2] == ["lm.llm.rows.input.*", "lm.llm.rows.*"]  # the first pattern that fits decides
+    # the first pattern that fits decides
+    assert list(rates)[:2] == ["lm.llm.codes.draws.*_K*", "lm.llm.codes.reads.*"]
+    assert list(rates)[5:7] == ["lm.llm.rows.input.*", "lm.llm.rows.*"]
     assert rates["lm.llm.rows.input.*"] == 1e-4 and rates["lm.llm.rows.*"] == TUNED["row_lr"]
 
 
 def test_of_an_image_that_is_named_the_last_codes_alone_are_there(trained: Trained) -> None:
     module = trained.stages["seed.naming"].module.naming
     llm, ids = trained.stages["seed.naming"].module.lm.llm, torch.tensor([[0, 4, 8, 12], [1, 5, 9, 13]])
-    whole, places = align.image_vectors(llm, module.before_B, ids + 262, 4)
-    some, kept = align.image_vectors(llm, module.before_B, ids + 262, 2)
+    whole, places = naming.image_vectors(llm, module.before_B, ids + 262, 4)
+    some, kept = naming.image_vectors(llm, module.before_B, ids + 262, 2)
     before = len(module.before_B)
     assert kept.tolist() == [*range(before), before + 2, before + 3]
     torch.testing.assert_close(some, whole[:, kept])  # sums are of all codes, also of those that are not there
     assert places.tolist() == list(range(before + 4))
 
 
-def test_of_a_drawing_the_first_codes_alone_are_learned(trained: Trained) -> None:
+def test_of_a_wish_the_words_are_learned_that_its_picture_is_drawn_from(trained: Trained) -> None:
     work, module = trained.work, trained.stages["seed.drawing"].module
     data, pictures, config = Frozen(work), load_pictures(work / "emoji"), module.config
     tokenizer = trained.stages["seed.detokenizer"].module.detokenizer.codes
-    whole = trained.stages["seed.stage4_instruct"].module
-    grammar, llm = whole.grammar, module.lm.llm
-    ids_IN, name_I, _ = named_codes(data, tokenizer, "train", copies=2)
-    wishes = drawing.CodeWishes(pictures, "train", ids_IN, grammar, config)
+    grammar, llm = trained.stages["seed.stage4_instruct"].module.grammar, module.lm.llm
+    ids_IN, name_I, names = named_codes(data, tokenizer, "train", copies=2)
+    wishes = drawing.CodeWishes(pictures, "train", ids_IN, grammar, config.wordings)
     assert len(wishes) == config.wordings * len(wishes.rows) and 2 * len(wishes.rows) == len(ids_IN)
     rows = [wishes.words(number) for number in range(len(wishes))]
     states = LowerStates(llm, rows, 1, work / "cache" / "wishes.npy")
-    i = np.array([0, len(wishes) - 1])
-    for number in i:
+    said_IK, codes = wishes.said(grammar.text, 3), llm.codes
+    for number in (0, len(wishes) - 1):
         row, words = wishes.rows[number % len(wishes.rows)], wishes.words(number)
-        begin = words.index(grammar.config.begin_image)
-        # as many states as there are codes to be learned: at the mark, and at all codes but the last
-        assert words[begin + 1 :] == (ids_IN[number % len(wishes.rows), :2] + grammar.config.first_code).tolist()
-        assert style_name(pictures, row) in wishes.text(number)
+        assert words[-1] == grammar.config.begin_image and style_name(pictures, row) in wishes.text(number)
         # the words before the picture are those that a user's wish becomes
-        asked = grammar.serialize(Document((user(wishes.text(number)),)), reply="image")
-        assert words[:begin] == asked.ids
+        assert words[:-1] == grammar.serialize(Document((user(wishes.text(number)),)), reply="image").ids
         # the lower layers' states and the upper layers behind them are the whole model
         ids, places = torch.tensor([words]), torch.arange(len(words))
-        hidden = vector_states(upper(llm, 1), states[int(number)][None].to(llm.dtype), places)
+        hidden = vector_states(upper(llm, 1), states[number][None].to(llm.dtype), places)
         torch.testing.assert_close(hidden, vector_states(llm, llm.embed(ids), places), atol=5e-2, rtol=5e-2)
+        name = grammar.text.encode(f" {pictures.concept_label[row]}..")[:2]
+        style = grammar.text.encode(f" {style_name(pictures, row)}")[:1]
+        assert said_IK[number % len(wishes.rows)].tolist() == [*name, *style]
     assert pictures.label[wishes.rows[0]] in wishes.text(0) and wishes.text(0) != wishes.text(len(wishes.rows))
-    # what a code costs is what it costs among the codes of its place, as the whole model has it
-    which_IN = wishes.codes(i)
-    nats_IN = module.nats([states[int(number)] for number in i], which_IN)
-    for number, nats_N, which_N in zip(i, nats_IN, which_IN, strict=True):
-        words = torch.tensor([wishes.words(number)])
-        hidden = vector_states(llm, llm.embed(words), torch.arange(words.shape[1]))[0, -3:]
-        logits = llm.new_logits(hidden)[:, grammar.config.first_code - llm.words :]
-        for n in range(3):
-            lost = -logits[n, 4 * n : 4 * n + 4].float().log_softmax(0)[which_N[n]]
-            torch.testing.assert_close(nats_N[n], lost, atol=5e-2, rtol=5e-2)
-    # one layer of two has learned, and of the rows those that are written
+    # what the first codes cost is what they cost in the whole document
+    one = torch.tensor([0])
+    found = module([states[0]], codes.draws.places(said_IK[one]), ids_IN[one], ids_IN[one], name_I[one])
+    ids = torch.tensor([[*rows[0], *(ids_IN[0] + grammar.config.first_code).tolist()]])
+    hidden = vector_states(llm, llm.embed(ids), torch.arange(ids.shape[1]))
+    begin = len(rows[0]) - 1
+    hidden[:, begin + 1 :] = 0  # what states within the image would add is not learned here
+    where = torch.zeros_like(ids, dtype=torch.bool)
+    where[0, begin : begin + 3] = True
+    with torch.no_grad():
+        kept, codes.beside.weight.data = codes.beside.weight.data, torch.zeros_like(codes.beside.weight)
+        logits_NV = codes.next_logits(hidden, ids, where)
+        codes.beside.weight.data = kept
+    lost = [-logits_NV[n, 4 * n : 4 * n + 4].log_softmax(0)[ids_IN[0, n] - 4 * n] for n in range(3)]
+    torch.testing.assert_close(found.parts["drawing"], torch.stack(lost).mean(), atol=5e-2, rtol=5e-2)
+    # one layer of two has learned, and of what is known of codes that which says words
     moved = stage3_pretrain.language_weights(work / "seed.drawing")
     assert {name.partition("layers.")[2][:1] for name in moved if "lora_" in name} == {"1"}
-    assert [name for name in moved if name.startswith("rows.")] == ["rows.output.weight_VD"]
+    assert {"codes.draws.up_KRD", "codes.draws.out.weight", "codes.sharpness"} <= set(moved)
+    assert not any(name.startswith(("rows.", "codes.beside")) for name in moved)
     for told, message in (
         ({"first": 5}, "Of an image's 4 codes the first 5"),
         ({"depth": 2}, "The first 2 of 2 layers"),
         ({"named": 0}, "A step names 0 pictures"),
         ({"last": 0}, "the last 0 words or vectors"),
+        ({"system": replace(SYSTEM, language=replace(SYSTEM.language, codes=None))}, "by the rows of its vocabulary"),
     ):
         with pytest.raises(RebusError, match=message):
             drawing.stage(replace(drawing.CONFIGS["mini"], **CHAIN[drawing] | told), work)

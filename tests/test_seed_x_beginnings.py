@@ -17,13 +17,14 @@ from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
+from rebus.mini.wishes import Wishes
 from rebus.nn.caption_rows import caption_vectors, words_at
 from rebus.nn.name_rows import names_at
 from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.nn.text_tokenizer import ByteTokenizer
 from rebus.nn.word_readings import parts, words_of_names
 from rebus.papers.seed_x import embedded
-from rebus.papers.seed_x.beginnings import look_nearby
+from rebus.papers.seed_x.beginnings import fit_drawings, look_nearby
 from rebus.papers.seed_x.language_training import NORMS, WORDS
 from rebus.papers.seed_x.stages import drawing, instruct, naming, pretrain
 from rebus.sequence import collated
@@ -171,7 +172,13 @@ def test_lower_states_and_the_upper_layers_are_the_whole_models(folder: Path) ->
     module = stage.module.eval()
     data = Frozen(work)
     whole = naming.fresh(PRETRAIN.system, data, 42)
-    seen = drawing.seen(work, "train", whole, load_pictures(work / "emoji"), data, stage.config)
+    pictures = load_pictures(work / "emoji")
+    fit_drawings(whole, data, Wishes(pictures, "train", 1), tiny.generator(0))
+    seen = drawing.seen(work, "train", whole, pictures, data, stage.config)
+    row, draws = seen.wishes.rows[0], whole.lm.output_projector.words
+    said = [int(draws.ids_W[place]) for place in seen.said_IK[0]]
+    name = f" {pictures.concept_label[row]}....".encode()[: draws.config.words - 1]
+    assert bytes(said) == name + b" "  # bytes are this model's words: of the style the first alone
     number = len(seen.wishes) - 1
     x_1SC = torch.randn(1, 16, 192, generator=tiny.generator(0))
     target = Image(generated=Features(x_1SC, whole.grammar.source))
@@ -181,7 +188,7 @@ def test_lower_states_and_the_upper_layers_are_the_whole_models(folder: Path) ->
             module.lm.llm, [drawing.words(seen.wishes, number, whole.grammar, 192)], 1, folder / "x.npy"
         )
         tokens = torch.randn(1, 64, 192, generator=tiny.generator(1))
-        apart = module([lower[0]], x_1SC, tokens, torch.tensor([0])).parts["drawing"]
+        apart = module([lower[0]], x_1SC, seen.said_IK[:1], tokens, torch.tensor([0])).parts["drawing"]
         row = whole.grammar.serialize(document, template="chat", loss="reply")
         together = module.lm.losses(collated([row], pad_id=0)).image
     torch.testing.assert_close(apart, together, atol=1e-3, rtol=1e-3)

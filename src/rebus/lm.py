@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.nn.row_cache import RowCache
 from rebus.nn.text_model import TextModel
+from rebus.nn.word_drawings import WordDrawings
 from rebus.nn.word_readings import WordReadings
 from rebus.sequence import Batch, Collated, Counts, Sequence, collate
 from rebus.visual import Features, Patches
@@ -95,8 +96,9 @@ class InterleavedLM(nn.Module):
         self.llm = llm
         self.input_projector = input_projector
         self.output_projector = output_projector
-        if isinstance(words := getattr(input_projector, "words", None), WordReadings):
-            words.look_up_in(llm)
+        for projector in (input_projector, output_projector):
+            if isinstance(words := getattr(projector, "words", None), WordReadings | WordDrawings):
+                words.look_up_in(llm)
         self.image_weight = image_weight
         self.register_buffer("word_weights_V", None, persistent=False)
         self.places: CodePositions | None = None
@@ -203,33 +205,46 @@ def next_token_loss(
     by `words` (none: by how many there are); logits are computed only for these. Zero where a batch has none.
     """
     target_BL = batch.target_BL[:, 1:]
-    ids_T = batch.ids_BL[:, 1:][target_BL]
-    lost_T = _lost(llm, hidden_BLD[:, :-1][target_BL], ids_T, places)
+    lost_T = _lost(llm, hidden_BLD, batch.ids_BL, target_BL, places)
     if weights_V is not None:
-        lost_T = lost_T * weights_V[ids_T]
-    return lost_T.sum() / (words or max(1, len(ids_T)))
+        lost_T = lost_T * weights_V[batch.ids_BL[:, 1:][target_BL]]
+    lost = lost_T.sum() / (words or max(1, len(lost_T)))
+    if llm.codes is not None and torch.is_grad_enabled():
+        lost = lost + llm.codes.unused()
+    return lost
 
 
-def _lost(llm: TextModel, hidden_TD: Tensor, ids_T: Tensor, places: CodePositions | None) -> Tensor:
-    """What each word cost, in nats, in their order."""
+def _lost(
+    llm: TextModel, hidden_BLD: Tensor, ids_BL: Tensor, target_BL: Tensor, places: CodePositions | None
+) -> Tensor:
+    """What each word marked in `target_BL`, those behind the first of each row, cost in nats, in their order. Codes that are chosen by what
+    they add up to always compete with those of their own place."""
+    codes = llm.codes if llm.codes is not None and llm.codes.draws is not None else None
+    if codes is not None:
+        places = CodePositions(codes.config.first - llm.words, codes.config.places, codes.each)
+    before_BLD, next_BL = hidden_BLD[:, :-1], ids_BL[:, 1:]
     if places is None:
-        return F.cross_entropy(llm.logits(hidden_TD).float(), ids_T, reduction="none")
-    code_T = ids_T - llm.words - places.first
-    coded_T = (code_T >= 0) & (code_T < places.places * places.each)
-    lost_T = torch.zeros(len(ids_T), device=ids_T.device)
-    open_T = (~coded_T).nonzero().flatten()
-    if len(open_T):
-        open_lost = F.cross_entropy(llm.logits(hidden_TD[open_T]).float(), ids_T[open_T], reduction="none")
-        lost_T = lost_T.index_put((open_T,), open_lost)
-    closed_T = coded_T.nonzero().flatten()
-    if len(closed_T):
-        last = places.first + places.places * places.each
-        logits_TK = llm.new_logits(hidden_TD[closed_T])[:, places.first : last].float()
-        place_T, which_T = code_T[closed_T] // places.each, code_T[closed_T] % places.each
+        return F.cross_entropy(llm.logits(before_BLD[target_BL]).float(), next_BL[target_BL], reduction="none")
+    code_BL = next_BL - llm.words - places.first
+    coded_BL = (code_BL >= 0) & (code_BL < places.places * places.each)
+    lost_BL = torch.zeros(next_BL.shape, device=next_BL.device)
+    open_BL = target_BL & ~coded_BL
+    if open_BL.any():
+        logits_TV = llm.logits(before_BLD[open_BL]).float()
+        lost_BL = lost_BL.masked_scatter(open_BL, F.cross_entropy(logits_TV, next_BL[open_BL], reduction="none"))
+    closed_BL = target_BL & coded_BL
+    if closed_BL.any():
+        if codes is not None:
+            logits_TK = codes.next_logits(before_BLD, ids_BL[:, :-1], closed_BL)
+        else:
+            last = places.first + places.places * places.each
+            logits_TK = llm.new_logits(before_BLD[closed_BL])[:, places.first : last].float()
+        code_T = code_BL[closed_BL]
+        place_T, which_T = code_T // places.each, code_T % places.each
         each_T = torch.arange(len(place_T), device=place_T.device)
         own_TE = logits_TK.unflatten(1, (places.places, places.each))[each_T, place_T]
-        lost_T = lost_T.index_put((closed_T,), F.cross_entropy(own_TE, which_T, reduction="none"))
-    return lost_T
+        lost_BL = lost_BL.masked_scatter(closed_BL, F.cross_entropy(own_TE, which_T, reduction="none"))
+    return lost_BL[target_BL]
 
 
 @torch.no_grad()
@@ -237,6 +252,6 @@ def log_likelihoods(lm: InterleavedLM, batch: Batch) -> Tensor:
     """Of each sequence of a batch, the summed log-probability of its target words: for choosing among given answers."""
     hidden_BLD = lm.hidden(lm.embed(batch), batch)
     target_BL = batch.target_BL[:, 1:]
-    lost_T = _lost(lm.llm, hidden_BLD[:, :-1][target_BL], batch.ids_BL[:, 1:][target_BL], lm.places)
+    lost_T = _lost(lm.llm, hidden_BLD, batch.ids_BL, target_BL, lm.places)
     totals_N = torch.zeros(len(batch.places), device=lost_T.device)
     return totals_N.index_add(0, batch.documents_BL[:, 1:][target_BL], -lost_T)

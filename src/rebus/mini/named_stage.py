@@ -1,4 +1,4 @@
-"""Stages of training over pictures of one thing with their names: `align` and `naming` of every paper.
+"""Stages of training over pictures of one thing with their names: `naming` of every paper.
 
 Dimension key: I images · S patches and the class token · C width
 """
@@ -50,9 +50,6 @@ class NamedConfig:
                 "Give `--last` and `--copies` at least 1."
             )
 
-
-ALIGN_OPTIM = Optim(steps=600, warmup=0.05, min_lr_ratio=0.02, betas=(0.9, 0.95), weight_decay=0.01)
-"""Optimiser and schedule of `align`."""
 
 Seen = Callable[[str], tuple[np.ndarray, Tensor]]
 """Of a split: what the module is given of each image, and the place of its name in the list of names."""
@@ -117,16 +114,27 @@ def read_stage(module: nn.Module, folder: Path) -> None:
 
 def lend_adapters(llm: TextModel, lender: str) -> None:
     """Begins a language model's adapters as those of a saved system with the same base model: `lender` is a folder, or the
-    name of embedded weights. Raises RebusError where there is none, or its adapters have other shapes."""
+    name of embedded weights. Adapters of a smaller rank fill the first rows and columns; the others add nothing yet (both are to have the
+    same scale, alpha by rank). Raises RebusError where there is none, or its adapters have other shapes."""
     folder = Path(lender)
     held = load_system(folder if (folder / "system.json").exists() else embedded(lender)).tensors("lm")
     lent = {name.removeprefix("llm."): name for name in held if ".lora_" in name}
     ours = {name: x for name, x in llm.state_dict().items() if ".lora_" in name}
     wrong = sorted(name for name in lent.keys() | ours if name not in ours or name not in lent)
-    wrong = wrong or sorted(name for name, theirs in lent.items() if held.meta[theirs].shape != ours[name].shape)
+    wrong = wrong or sorted(
+        name for name, theirs in lent.items() if not _fits(held.meta[theirs].shape, ours[name].shape)
+    )
     if wrong or not ours:
         raise RebusError(
             f"The adapters of {lender} do not fit this language model: it has {len(ours)} tensors of adapters, they are "
-            f"{len(lent)}, and {len(wrong)} differ ({', '.join(wrong[:3])}). Name a system with the same base model and rank."
+            f"{len(lent)}, and {len(wrong)} differ ({', '.join(wrong[:3])}). Name a system with the same base model and no higher rank."
         )
-    llm.load_state_dict({name: held[theirs].float() for name, theirs in lent.items()}, strict=False)
+    for name, theirs in lent.items():
+        x = held[theirs].float()
+        if ".lora_B" in name:
+            ours[name].zero_()
+        ours[name][: x.shape[0], : x.shape[1]] = x
+
+
+def _fits(theirs: torch.Size, ours: torch.Size) -> bool:
+    return len(theirs) == len(ours) and all(a <= b for a, b in zip(theirs, ours, strict=True))

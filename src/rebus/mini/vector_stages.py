@@ -12,10 +12,10 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from rebus.lm import InterleavedLM
-from rebus.mini.align import VectorNaming
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
 from rebus.mini.named_stage import NamedConfig, lend_adapters, named_stage, patches
+from rebus.mini.saying import VectorNaming
 from rebus.train import Losses, Stage, Trainable
 
 

@@ -22,13 +22,15 @@ from rebus.data.phrases import say, sentence
 from rebus.data.pictures import Pictures, plain_rows
 from rebus.data.selection import Selection
 from rebus.errors import RebusError
-from rebus.mini.align import lower, of_like_length, vector_states
 from rebus.mini.bank import IndexBatches, cached
 from rebus.mini.frozen import fingerprint
 from rebus.mini.named import load_named
 from rebus.mini.named_stage import NamedConfig
+from rebus.mini.saying import lower, of_like_length, vector_states
 from rebus.nn.precision import fast_dtype
 from rebus.nn.text_model import TextModel
+from rebus.nn.text_tokenizer import TextTokenizer
+from rebus.nn.word_drawings import words_of_wishes
 from rebus.train import Losses, Stage, Trainable
 
 
@@ -42,6 +44,8 @@ class DrawingConfig(NamedConfig):
     """In how many ways each picture is wished for."""
     named: int = 8
     """Pictures of a step that are named as well."""
+    saying_weight: float = 1.0
+    """Weight of the words that a picture is drawn from, where it is drawn from such."""
     naming_weight: float = 0.5
     """Weight of naming's loss beside that of drawing."""
 
@@ -75,7 +79,7 @@ class Wishes:
 
     def __init__(self, pictures: Pictures, split: str, wordings: int) -> None:
         known = {pictures.concept[row] for row in plain_rows(pictures, "train")}
-        self.selection = Selection(pictures, split)
+        self.split, self.selection = split, Selection(pictures, split)
         self.rows = [row for row in plain_rows(pictures, split) if pictures.concept[row] in known]
         self.wordings = wordings
 
@@ -88,6 +92,11 @@ class Wishes:
         row, rng = self.rows[i], Random(f"{self.selection.split}/{i}/{wording}")
         asked = self.selection.wish(row, rng) if wording else self.selection.name(row)
         return sentence(say(p.DRAW_IN_STYLE, rng, a=asked, style=self.selection.style(row)))
+
+    def said(self, text: TextTokenizer, words: int) -> Tensor:
+        """The words that each picture is drawn from, [pictures, words]: the first of its name, and one of its style."""
+        names = [self.selection.pictures.concept_label[row] for row in self.rows]
+        return words_of_wishes(text, names, [self.selection.style(row) for row in self.rows], words)
 
 
 class LowerStates:

@@ -53,6 +53,22 @@ class Rows(nn.Module):
         return self.weight_VD
 
 
+class MarkRows(Rows):
+    """Trained rows of the last new words; those of the `blank` before them, which something else chooses, are zeros."""
+
+    def __init__(self, weight_VD: Tensor, blank: int) -> None:
+        super().__init__(weight_VD)
+        self.blank = blank
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids of any shape, counted from the first new word → x of that shape and D."""
+        return F.embedding(ids, self.table())
+
+    def table(self) -> Tensor:
+        """All rows, V x D."""
+        return F.pad(self.weight_VD, (0, 0, self.blank, 0))
+
+
 class CodebookRows(nn.Module):
     """Input rows computed from a frozen codebook by one linear layer, as SEED v1 reads its images; then `marks`
     ordinary rows. V = entries of the codebook + marks."""

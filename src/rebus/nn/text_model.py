@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from rebus.nn.randomness import global_random
 from rebus.nn.row_cache import RowCache
 from rebus.nn.running_sums import SummedWords
 from rebus.nn.text_attention import NAME
+
+if TYPE_CHECKING:  # which looks words up in this model
+    from rebus.nn.image_codes import ImageCodes
 
 
 class TextModel(nn.Module):
@@ -42,6 +45,13 @@ class TextModel(nn.Module):
         self.words: int = base.get_input_embeddings().num_embeddings
         self.summed: SummedWords | None = None
         """words that are read as the sum of those that stand side by side with them so far; none: all are read alone"""
+        self.codes: ImageCodes | None = None
+
+    def tell_codes(self, codes: ImageCodes) -> TextModel:
+        """Give the model what it knows of codes that add up. Returns self."""
+        self.codes = codes
+        codes.look_up_in(self)
+        return self
 
     def extend(
         self,
@@ -99,11 +109,14 @@ class TextModel(nn.Module):
         that come before them in their image must be there."""
         if self.rows is None:
             x_BLD = self._table(ids_BL)
-            return x_BLD if self.summed is None else self.summed.sums(x_BLD, ids_BL)
+            x_BLD = x_BLD if self.summed is None else self.summed.sums(x_BLD, ids_BL)
+            return x_BLD if self.codes is None else self.codes.read(x_BLD, ids_BL)
         old_BLD = self._table(ids_BL.clamp(max=self.words - 1))
         new_BLD = self.rows.input((ids_BL - self.words).clamp(min=0))
         if self.summed is not None:
             new_BLD = self.summed.sums(new_BLD, ids_BL)
+        if self.codes is not None:
+            new_BLD = self.codes.read(new_BLD, ids_BL)
         return torch.where((ids_BL >= self.words)[..., None], new_BLD.to(old_BLD.dtype), old_BLD)
 
     def embed_after(self, before: Sequence[int], ids: Sequence[int]) -> Tensor:
@@ -243,8 +256,8 @@ def build_causal_lm(
 
 
 def own_names(model: TextModel) -> list[str]:
-    """Names of the parameters that are not the base model's: LoRA and new rows."""
-    return [name for name in model.state_dict() if name.startswith("rows.") or ".lora_" in name]
+    """Names of the parameters that are not the base model's: LoRA, new rows, and what it knows of codes."""
+    return [name for name in model.state_dict() if name.startswith(("rows.", "codes.")) or ".lora_" in name]
 
 
 def quantize_int8(model: TextModel, *, skip: Iterable[str] = ("lm_head",)) -> None:

@@ -67,7 +67,7 @@ def export_published(weights: Path, folder: Path) -> None:
 
 
 def _export_language(saved: SavedSystem, config: SeedConfig, folder: Path) -> None:
-    if config.language.summed is not None:
+    if config.language.summed is not None or config.language.codes is not None:
         raise RebusError(
             "This language model reads each code as the sum of its image's so far, which no other server does. Only models that "
             "read codes one by one can be written in the published layout; `save_pretrained` writes this one in ours."

@@ -19,8 +19,9 @@ from torch import Tensor
 from rebus.checkpoint import without_weights
 from rebus.lm import InterleavedLM
 from rebus.mini.llm import read_base
+from rebus.nn.image_codes import ImageCodes, ImageCodesConfig
 from rebus.nn.lora import LLAMA_PROJECTIONS, add_lora
-from rebus.nn.new_rows import CodebookRows, NewRows, RowInit, Rows, init_rows, new_rows
+from rebus.nn.new_rows import CodebookRows, MarkRows, NewRows, RowInit, Rows, init_rows, new_rows
 from rebus.nn.running_sums import SummedWords
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer
@@ -61,6 +62,8 @@ class LanguageConfig:
     summed: SummedWords | None = None
     """Codes that are read as the sum of their image's so far, for a codebook whose entries add up. (The paper: none, every
     code is read alone.)"""
+    codes: ImageCodesConfig | None = None
+    """What else is made of such sums: words that are read, and the choice of the next code. (The paper: nothing.)"""
 
 
 LLAMA_8B: dict[str, Any] = {
@@ -93,6 +96,8 @@ class MergedLanguageConfig:
     """Its `config.json`; the default is SEED-LLaMA 8B's, conversion takes the release's own."""
     summed: SummedWords | None = None
     """As `LanguageConfig.summed`; the releases have none."""
+    codes: ImageCodesConfig | None = None
+    """As `LanguageConfig.codes`; the releases have none."""
 
 
 def build_language(
@@ -119,12 +124,25 @@ def build_language(
             targets=config.lora_targets,
             generator=generator,
         )
-    llm.summed = config.summed
+    take_codes(llm, config)
     return InterleavedLM(llm), text
+
+
+def take_codes(llm: TextModel, config: LanguageConfig | MergedLanguageConfig) -> None:
+    """How the model is to take codes."""
+    llm.summed = config.summed
+    if config.codes is not None:
+        llm.tell_codes(ImageCodes(config.codes, llm.width))
 
 
 def _rows(config: LanguageConfig, input_VD: Tensor, output_VD: Tensor, generator: torch.Generator | None) -> NewRows:
     match config.rows:
+        case RowInit() if config.codes is not None and config.codes.draws is not None:
+            codes, count = config.codes.codes, config.new_words
+            made = [
+                init_rows(old, n, config.rows, generator) for old, n in ((input_VD, count), (output_VD, count - codes))
+            ]
+            return NewRows(Rows(made[0]), MarkRows(made[1], codes))
         case RowInit():
             return new_rows(input_VD, output_VD, config.new_words, input_init=config.rows, generator=generator)
         case CodebookInit(codes, width, noise):
@@ -139,7 +157,9 @@ def _rows(config: LanguageConfig, input_VD: Tensor, output_VD: Tensor, generator
 
 @torch.no_grad()
 def share_codebook(lm: InterleavedLM, codebook_VC: Tensor) -> None:
-    """Gives rows that are computed from a codebook the tokenizer's; other rows are left as they are."""
+    """Gives rows that are computed from a codebook, and what is made of its sums, the tokenizer's; other rows are left as they are."""
+    if lm.llm.codes is not None:
+        lm.llm.codes.codebook_VC = codebook_VC.detach().to(lm.llm.device, torch.float32, copy=True)
     rows = lm.llm.rows
     if rows is not None and isinstance(rows.input, CodebookRows):
         rows.input.codebook_VC.copy_(codebook_VC)
@@ -149,6 +169,6 @@ def merged_language(config: MergedLanguageConfig, folder: Path) -> tuple[Interle
     """The language model without weights (on the meta device), and the text tokenizer that lies in `folder`."""
     with without_weights():
         model = build_causal_lm(dict(config.model))
-    llm = TextModel(model.requires_grad_(False))
-    llm.summed = config.summed
+        llm = TextModel(model.requires_grad_(False))
+        take_codes(llm, config)
     return InterleavedLM(llm), read_tokenizer(folder)

@@ -14,7 +14,7 @@ from rebus.mini.outline import outline_llm
 from rebus.nn.whole import whole_config, whole_tensors
 from rebus.papers.seed.build import own_tensors
 from rebus.papers.seed.detokenizer import MiniDetokenizerConfig, mini_detokenizer
-from rebus.papers.seed.language import MergedLanguageConfig
+from rebus.papers.seed.language import MergedLanguageConfig, take_codes
 from rebus.papers.seed.published_decoder import TextLikeDetokenizer, UnclipConfig, UnclipDetokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
 from rebus.papers.seed.variants import SeedConfig
@@ -30,7 +30,7 @@ def portable(system: System) -> Portable:
     config, llm = system.config, system.lm.llm
     text = text_files(system)
     if text:
-        language = MergedLanguageConfig(whole_config(llm), summed=llm.summed)
+        language = MergedLanguageConfig(whole_config(llm), llm.summed, config.language.codes)
     else:  # it reads bytes; its random base is written out
         language = replace(config.language, lora_rank=0)
     config = replace(config, language=language, weights=None, base=None)
@@ -54,6 +54,7 @@ def outline(config: SeedConfig) -> tuple[nn.Module, InterleavedLM, nn.Module]:
             lm = InterleavedLM(outline_llm(config.language.model))
         else:
             lm = InterleavedLM(outline_llm(config.language.base, new_words=config.language.new_words))
+        take_codes(lm.llm, config.language)
         drawing = config.detokenizer
         detokenizer: nn.Module
         if isinstance(drawing, MiniDetokenizerConfig):

@@ -84,7 +84,7 @@ def _whole(work: Path, folder: Path, variant: str) -> SavedSystem:
         system,
         tokenizer=seeing.tokenizer,
         detokenizer=seeing.detokenizer,
-        language=MergedLanguageConfig(dict(about), summed=language.summed),
+        language=MergedLanguageConfig(dict(about), language.summed, language.codes),
         weights=None,
         base=None,
     )

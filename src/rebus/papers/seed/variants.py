@@ -9,8 +9,11 @@ from rebus.diffusion.draft import DraftConfig
 from rebus.diffusion.vae import VaeConfig
 from rebus.mini.llm import BASE_LLM
 from rebus.mini.vision import MINI_VIT, VisionConfig
+from rebus.nn.image_codes import ImageCodesConfig
 from rebus.nn.running_sums import SummedWords
 from rebus.nn.vit import ViTConfig
+from rebus.nn.word_drawings import WordDrawingsConfig
+from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.seed.detokenizer import SeedDetokenizerConfig, StatesDetokenizerConfig
 from rebus.papers.seed.language import LLAMA_14B, CodebookInit, LanguageConfig, MergedLanguageConfig
 from rebus.papers.seed.published_decoder import TextLikeConfig, UnclipConfig
@@ -81,8 +84,22 @@ embedding finds it for 47 %.)"""
 MINI = SeedConfig(
     tokenizer=MINI_TOKENIZER,
     grammar=mini(SMOLLM2_WORDS, 2048, per_query=True),
-    language=LanguageConfig(base=BASE_LLM, new_words=2050, lora_dropout=0.0, summed=SummedWords(SMOLLM2_WORDS, 2048)),
-    detokenizer=SeedDetokenizerConfig(written=8),
+    language=LanguageConfig(
+        base=BASE_LLM,
+        new_words=2050,
+        lora_rank=12,
+        lora_alpha=24,
+        lora_dropout=0.0,
+        summed=SummedWords(SMOLLM2_WORDS, 2048),
+        codes=ImageCodesConfig(
+            first=SMOLLM2_WORDS,
+            begin=SMOLLM2_WORDS + 2048,
+            width=MINI_TOKENIZER.code_width,
+            reads=WordReadingsConfig(grid=1, rank=144),
+            draws=WordDrawingsConfig(rank=64, hidden=352, apart=32),
+        ),
+    ),
+    detokenizer=SeedDetokenizerConfig(),
     weights="seed-mini",
     base="mini",
 )

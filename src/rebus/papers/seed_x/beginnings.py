@@ -13,12 +13,14 @@ from torch import Tensor
 from rebus.diffusion.draft import least_squares
 from rebus.mini.frozen import Frozen, named_tokens, take
 from rebus.mini.named import load_named
+from rebus.mini.wishes import Wishes
 from rebus.nn.caption_rows import linear_from_captions
 from rebus.nn.name_rows import linear_from_names
 from rebus.nn.resampler import Resampler
 from rebus.nn.word_readings import parts, words_of_names
 from rebus.papers.seed_x.language_training import LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXInputProjector, SeedXOutputProjector
+from rebus.papers.seed_x.vision import pool_rows
 
 
 @torch.no_grad()
@@ -69,6 +71,22 @@ def begin_way_out(module: LanguageTraining, data: Frozen, generator: torch.Gener
     # hidden states are not known yet: noise of the size that a norm gives them stands for them
     look_nearby(out_of, torch.randn(256, out_of.config.queries, out_of.config.source_width, generator=generator))
     out_of.proj.bias.copy_(x_INC.mean((0, 1)))
+
+
+@torch.no_grad()
+def fit_drawings(module: LanguageTraining, data: Frozen, wishes: Wishes, generator: torch.Generator) -> None:
+    """Fits what draws from words to the pictures of wishes, where the way out has that; nothing is added to it at first."""
+    way_out = module.lm.output_projector
+    assert isinstance(way_out, SeedXOutputProjector)
+    if (words := way_out.words) is None:
+        return
+    way_out.resampler.proj.weight.zero_()
+    way_out.resampler.proj.bias.zero_()
+    tokens, _, _ = named_tokens(data, wishes.split)
+    some = np.array_split(np.arange(len(wishes.rows)), 64)
+    strip = module.tokenizer.config.pooled
+    x_ISC = torch.cat([pool_rows(take(tokens, i)[:, 1:], strip) for i in some if len(i)])
+    words.fit(wishes.said(module.grammar.text, words.config.words), x_ISC, generator=generator)
 
 
 @torch.no_grad()

@@ -141,7 +141,9 @@ def assemble(
     return InterleavedLM(
         llm,
         SeedXInputProjector(sizes.into, generator, running_mean=sizes.running_mean, words=sizes.words),
-        SeedXOutputProjector(sizes.out_of, sizes.regression, source=source, keeps=sizes.keeps, generator=generator),
+        SeedXOutputProjector(
+            sizes.out_of, sizes.regression, source=source, keeps=sizes.keeps, words=sizes.says, generator=generator
+        ),
         sizes.image_weight,
     )
 

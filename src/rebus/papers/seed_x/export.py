@@ -55,9 +55,9 @@ def export_published(weights: Path, folder: Path) -> None:
             f"{saved.name} has parts that SEED-X's layout has no place for: rows of its own for new words, or another "
             "vision encoder than Qwen-VL's. Export a model of the size that was published."
         )
-    if config.projectors.running_mean or config.projectors.words or config.projectors.keeps:
+    if config.projectors.running_mean or config.projectors.words or config.projectors.says or config.projectors.keeps:
         raise RebusError(
-            f"{saved.name} reads images as running means or as words, or keeps what it has seen, which SEED-X's layout has no place for. "
+            f"{saved.name} reads images as running means or as words, draws from words or keeps what it has seen, which SEED-X's layout has no place for. "
             "Export a model that does not."
         )
     if folder.exists():

@@ -24,6 +24,7 @@ from rebus.nn.new_rows import RowInit, Rows
 from rebus.nn.resampler import ResamplerConfig
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import TextTokenizer
+from rebus.nn.word_drawings import WordDrawingsConfig
 from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.seed_x.projectors import Regression
 
@@ -100,6 +101,8 @@ class ProjectorsConfig:
     """Whether a slot that the language model reads is the mean of its view's up to it. (The paper: no.)"""
     keeps: bool = False
     """Whether a slot that is drawn may say that it is as in the last view that was read. (The paper: no.)"""
+    says: WordDrawingsConfig | None = None
+    """Whether the first slots that are drawn say words, and to what these look like the rest is added. (The paper: no.)"""
     words: WordReadingsConfig | None = None
     """Whether a view's last slots are words that say what it shows. (The paper: no.)"""
 

@@ -36,6 +36,8 @@ Responses = Literal["learned", "unlearned"]
 NORMS = ("lm.llm.base.*norm*",)
 WORDS = "lm.input_projector.words.*"
 """What reads views as words, which is fitted to names before."""
+SAID = "lm.output_projector.words.*"
+"""What draws pictures from words, which is fitted to pictures before."""
 TABLES = ("lm.llm.base.*embed_tokens*", "lm.llm.base.*lm_head*")
 """What else of a base is trained in full, beside its norms."""
 
@@ -187,20 +189,23 @@ def trainable(
     row_lr: float | None,
     in_full: Sequence[str],
     full_lr: float | None = None,
-    word_lr: float | None = None,
+    fitted_rates: Sequence[Trainable] = (),
+    way_in_lr: float | None = None,
 ) -> list[Trainable]:
     """Adapters and projectors, rows of new words where they have a rate, and what else of the base is trained, at a rate
-    of its own or at that of the adapters; `word_lr` is that of what reads views as words, where something does."""
+    of its own or at that of the adapters; so the way in. `fitted_rates` are those of what was fitted before (`fitted_parts`)."""
     rows = [] if row_lr is None else [Trainable("lm.llm.rows.*", row_lr)]
     return [
         *rows,
         Trainable("lm.llm.*lora_*", lr),
-        *way_in(lr, word_lr),
+        *fitted_rates,
+        Trainable("lm.input_projector.*", lr if way_in_lr is None else way_in_lr),
         Trainable("lm.output_projector.*", lr),
         *(Trainable(pattern, lr if full_lr is None else full_lr) for pattern in in_full),
     ]
 
 
-def way_in(lr: float, word_lr: float | None) -> list[Trainable]:
-    """The projector that leads in, and what in it reads views as words, where something does."""
-    return [*([] if word_lr is None else [Trainable(WORDS, word_lr)]), Trainable("lm.input_projector.*", lr)]
+def fitted_parts(lm: InterleavedLM, lr: float) -> list[Trainable]:
+    """What reads views as words and what draws from words, of those that there are: fitted before, to names and pictures."""
+    parts = {WORDS: lm.input_projector, SAID: lm.output_projector}
+    return [Trainable(pattern, lr) for pattern, way in parts.items() if getattr(way, "words", None) is not None]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rebus.errors import RebusError
 from rebus.nn.resampler import Resampler, ResamplerConfig
 from rebus.nn.running_sums import running_means
+from rebus.nn.word_drawings import WordDrawings, WordDrawingsConfig
 from rebus.nn.word_readings import WordReadings, WordReadingsConfig
 from rebus.papers.seed_x.vision import pool_rows
 from rebus.visual import Features, Patches
@@ -89,7 +90,8 @@ class SeedXOutputProjector(nn.Module):
     features they stand for.
 
     With `keeps`, each slot says how much of its features is as in the last view that was read (`seen`), and the rest is regressed: an edit
-    need not be taught to copy. (The paper: no.)
+    need not be taught to copy. With `words`, the first slots say words of the language model, and to what these look like is added what is
+    regressed. (The paper: neither.)
     """
 
     def __init__(
@@ -99,10 +101,18 @@ class SeedXOutputProjector(nn.Module):
         *,
         source: str = "seed_x",
         keeps: bool = False,
+        words: WordDrawingsConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.resampler = Resampler(config, generator)
+        if words is not None and (words.apart or words.words > config.queries):
+            raise RebusError(
+                f"An image's {config.queries} slots say a word each, but {words.words} words are to be said with maps of rank "
+                f"{words.apart}. Give at most {config.queries} words and leave `apart` at 0."
+            )
+        size = (config.source_width, config.queries, config.width)
+        self.words = None if words is None else WordDrawings(words, *size)
         self.keep = nn.Linear(config.source_width, 1) if keeps else None
         if self.keep is not None:
             nn.init.zeros_(self.keep.weight)
@@ -113,12 +123,15 @@ class SeedXOutputProjector(nn.Module):
     @torch.no_grad()
     def forward(self, hidden_SD: Tensor, seen: Features | Patches | None = None) -> Features:
         """The image that the hidden states of its slots say: x_1SC, in float32. Nothing is learned through it."""
-        return Features(self._drawn(hidden_SD[None], [seen]), self.source)
+        sharper = 1.0 if self.words is None else self.words.config.sharper
+        return Features(self._drawn(hidden_SD[None], [seen], sharper), self.source)
 
-    def _drawn(self, hidden_ISD: Tensor, seen: Sequence[Features | Patches | None]) -> Tensor:
-        """x_ISC in float32."""
+    def _drawn(self, hidden_ISD: Tensor, seen: Sequence[Features | Patches | None], sharper: float = 1.0) -> Tensor:
+        """x_ISC in float32; `sharper` as `WordDrawings` takes it."""
         hidden_ISD = hidden_ISD.to(self.resampler.proj.weight)
         x_ISC = self.resampler(hidden_ISD).float()
+        if self.words is not None:
+            x_ISC = x_ISC + self.words(hidden_ISD[:, : self.words.config.words], sharper=sharper)
         if self.keep is None:
             return x_ISC
         slots = self.resampler.config.queries

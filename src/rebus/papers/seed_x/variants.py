@@ -12,6 +12,7 @@ from rebus.mini.vision import MINI_VIT
 from rebus.nn.new_rows import RowInit
 from rebus.nn.resampler import ResamplerConfig
 from rebus.nn.vit import ViTConfig
+from rebus.nn.word_drawings import WordDrawingsConfig
 from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.seed_x import views
 from rebus.papers.seed_x.adapter import AdapterConfig
@@ -67,6 +68,7 @@ MINI = SeedXConfig(
         into=ResamplerConfig(grid=4, width=576, heads=9, source_width=192),
         out_of=ResamplerConfig(grid=4, width=192, heads=4, source_width=576),
         keeps=True,
+        says=WordDrawingsConfig(),
         words=WordReadingsConfig(rank=192),
     ),
     grammar=mini(SMOLLM2_WORDS, 16, vectors=64, context=2048),

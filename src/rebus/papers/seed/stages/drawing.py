@@ -1,12 +1,13 @@
-"""After naming: the upper layers of the language model learn what things look like by name (ours; mini only).
+"""After naming: the language model learns to say, where an image begins, what it is to show (ours; mini only).
 
-The mirror of `seed.align`: a wish for a thing in a style, and the first codes of its picture, which say the most; nothing else is
-in the document. The lower layers stay as they are, so that what they make of wishes is computed once, and a step costs a quarter of a
-step of language modelling. In each step a few pictures are named too, so that what was learned of reading stays.
+An image is written from words that the mark before it says (`rebus.nn.image_codes`). What these look like is fitted to pictures and their names first;
+then the upper layers learn to say them, from wishes for a thing in a style. The lower layers stay as they are, so that what they make of
+wishes is computed once, and a step costs a quarter of a step of language modelling. In each step a few pictures are named too, so that
+what was learned of reading stays.
 
     rebus train seed.drawing --config mini --work state
 
-Dimension key: I pictures · N codes of an image · E codes of a place · T words of all wishes · L length · D language-model width
+Dimension key: I pictures · N codes of an image · E codes of a place · K words · L length · C code width · D language-model width
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
 from rebus.mini.named_stage import read_stage
 from rebus.mini.wishes import DrawingConfig, LowerStates, Wishes, drawing_stage, last_states
+from rebus.nn.image_codes import ImageCodes
+from rebus.nn.word_drawings import WordDrawings
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.stages.naming import CodeNaming
-from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, training
+from rebus.papers.seed.stages.stage3_pretrain import WORDS, LanguageTraining, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.train import Losses, Optim, Stage, Trainable
 from rebus.visual import Codes
@@ -45,38 +48,31 @@ class Config(DrawingConfig):
     system: SeedConfig = field(default_factory=lambda: MINI)
     """The system whose language model is trained."""
     first: int = 12
-    """First codes of an image that are learned; those behind them say less and would be most of the work."""
-    first_code_weight: float = 2.0
-    """How many times as much the first of these codes counts as the last."""
-    row_lr: float = 5e-4
-    """Peak learning rate of the rows of codes that are written; those that are read stay."""
+    """First codes of an image whose likelihood is learned beside the vector that all of them add up to."""
+    word_lr: float = 1e-6
+    """Peak learning rate of what draws from words: so low that it stays as it was fitted to pictures."""
 
 
 CONFIGS = {
     "mini": Config(
-        optim=Optim(steps=600, warmup=0.05, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
+        optim=Optim(steps=300, warmup=0.05, min_lr_ratio=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     )
 }
 
 
 class CodeWishes(Wishes):
-    """Wishes and the codes of their pictures."""
+    """Wishes, and the codes of their pictures."""
 
-    def __init__(self, pictures: Pictures, split: str, ids_IN: Tensor, grammar: SeedGrammar, config: Config) -> None:
-        super().__init__(pictures, split, config.wordings)
-        self.ids_IN, self.grammar, self.first = ids_IN[: len(self.rows)], grammar, config.first
+    def __init__(self, pictures: Pictures, split: str, ids_IN: Tensor, grammar: SeedGrammar, wordings: int) -> None:
+        super().__init__(pictures, split, wordings)
+        self.ids_IN, self.grammar = ids_IN[: len(self.rows)], grammar
 
     def words(self, number: int) -> list[int]:
-        """The words of the wish, the mark that begins the image, and all but the last of the codes that are learned."""
+        """The words of the wish, and the mark that begins the image."""
         codes = Codes(self.ids_IN[number % len(self.rows)], self.grammar.source)
         document = Document((user(self.text(number)), assistant(Image(generated=codes))))
         ids = self.grammar.serialize(document, template="chat").ids
-        return ids[: ids.index(self.grammar.config.begin_image) + self.first]
-
-    def codes(self, numbers: np.ndarray) -> Tensor:
-        """What is learned, as places among the codes of their own place, [I, first]."""
-        each = self.grammar.config.codes // self.grammar.config.per_image
-        return self.ids_IN[torch.from_numpy(numbers % len(self.rows)), : self.first] % each
+        return ids[: ids.index(self.grammar.config.begin_image) + 1]
 
 
 class Drawing(nn.Module):
@@ -86,32 +82,45 @@ class Drawing(nn.Module):
         super().__init__()
         self.lm, self.config = whole.lm, config
         self.naming = CodeNaming(whole.grammar, names, config.last)
-        grammar = whole.grammar.config
-        each = grammar.codes // grammar.per_image
-        start = grammar.first_code - whole.lm.llm.words
-        self.rows, self.each = slice(start, start + config.first * each), each
-        weights_N = config.first_code_weight ** torch.linspace(1, 0, config.first)
-        self.weights_N = nn.Buffer(weights_N / weights_N.mean(), persistent=False)
 
-    def nats(self, states: Sequence[Tensor], which_IN: Tensor) -> Tensor:
-        """What each code costs among those of its place, [I, N]; `states` are the lower layers', [L, D] each."""
-        llm = self.lm.llm
-        assert llm.rows is not None
-        x_IND = last_states(llm, self.config.depth, states, self.config.first)
-        table_NED = llm.rows.output.table()[self.rows].unflatten(0, (-1, self.each))
-        logits_INE = torch.einsum("ind,ned->ine", x_IND, table_NED.to(x_IND.dtype)).float()
-        return F.cross_entropy(logits_INE.flatten(0, 1), which_IN.to(x_IND.device).flatten(), reduction="none").view(
-            which_IN.shape
+    def forward(
+        self, states: Sequence[Tensor], said_IK: Tensor, codes_IN: Tensor, ids_IN: Tensor, name_I: Tensor
+    ) -> Losses:
+        """The lower layers' states of wishes, [L, D] each, the places of the words that their pictures are drawn from and their codes; codes
+        of images to be named, and their names."""
+        codes, draws = written_from_words(self.lm.llm.codes)
+        hidden_ID = last_states(self.lm.llm, self.config.depth, states, 1)[:, 0]
+        nats, right = draws.saying(hidden_ID, said_IK.to(hidden_ID.device))
+        codes_IN = codes_IN.to(hidden_ID.device)
+        sums_INC = F.embedding(codes_IN, codes.codebook_VC).cumsum(1)
+        wanted_IC = codes.wanted(hidden_ID)
+        away = F.mse_loss(wanted_IC, sums_INC[:, -1]) / sums_INC[:, -1].var()
+        first, each = self.config.first, codes.each
+        before_INC = F.pad(sums_INC[:, : first - 1], (0, 0, 1, 0))
+        nothing = hidden_ID.new_zeros(before_INC[..., 0].numel(), hidden_ID.shape[1])
+        logits_TV = codes.logits(wanted_IC.repeat_interleave(first, 0), nothing, before_INC.flatten(0, 1))
+        own_INE = torch.stack(
+            [
+                x_IV[:, n * each : (n + 1) * each]
+                for n, x_IV in enumerate(logits_TV.unflatten(0, (-1, first)).unbind(1))
+            ],
+            1,
         )
-
-    def forward(self, states: Sequence[Tensor], which_IN: Tensor, ids_IN: Tensor, name_I: Tensor) -> Losses:
-        """Wishes and the codes of their pictures; codes of images to be named, and their names."""
-        nats_IN = self.nats(states, which_IN)
+        written = F.cross_entropy(own_INE.flatten(0, 1), (codes_IN[:, :first] % each).flatten())
         named = self.naming(self.lm.llm, ids_IN, name_I)
-        total = (nats_IN * self.weights_N).mean() + self.config.naming_weight * named.total
-        return Losses(
-            total, {"drawing": nats_IN.mean(), "first": nats_IN[:, 0].mean(), "naming": named.total, **named.parts}
+        total = self.config.saying_weight * nats + away + written + self.config.naming_weight * named.total
+        parts = {"saying": nats, "wished": right, "away": away, "drawing": written, "naming": named.total}
+        return Losses(total, {**parts, **named.parts})
+
+
+def written_from_words(codes: ImageCodes | None) -> tuple[ImageCodes, WordDrawings]:
+    """What a language model knows of codes, and what draws in it. Raises RebusError for one that writes by rows of a vocabulary."""
+    if codes is None or codes.draws is None:
+        raise RebusError(
+            "This system's language model writes codes by the rows of its vocabulary, and not from words. Give its `language` `codes` "
+            "that have `draws`."
         )
+    return codes, codes.draws
 
 
 @dataclass(frozen=True)
@@ -120,18 +129,21 @@ class Seen:
 
     wishes: CodeWishes
     states: LowerStates
+    said_IK: Tensor
     ids_IN: Tensor
     name_I: Tensor
 
     def losses(self, learning: nn.Module, i: np.ndarray, named: int) -> Losses:
-        """Of the wishes `i`, the first `named` of which are for pictures that are named too."""
-        some = torch.from_numpy(i[:named] % len(self.name_I))
-        return learning([self.states[k] for k in i], self.wishes.codes(i), self.ids_IN[some], self.name_I[some])
+        """Of the wishes `i`; beside them as many pictures as are to be `named`, any of them."""
+        which = torch.from_numpy(np.random.default_rng(int(i[0])).integers(len(self.name_I), size=named))
+        asked = torch.from_numpy(i % len(self.wishes.rows))
+        states = [self.states[k] for k in i]
+        return learning(states, self.said_IK[asked], self.wishes.ids_IN[asked], self.ids_IN[which], self.name_I[which])
 
 
 def stage(config: Config, work: Path) -> Stage:
     """Needs what `seed.naming` needs, and its weights under `work`. Raises RebusError where more codes are asked for than an
-    image has, no layer is left to learn, or nothing is to be named or wished for."""
+    image has, no layer is left to learn, nothing is to be named or wished for, or codes are not written from words."""
     codes = config.system.tokenizer.qformer.queries
     if not 1 <= config.first <= codes:
         raise RebusError(
@@ -141,19 +153,34 @@ def stage(config: Config, work: Path) -> Stage:
     whole = training(config.system, work, template="chat", loss="reply", pack=None, base_dtype="auto")
     layers = len(whole.lm.llm.base.base_model.layers)
     config.check(layers)
+    known, draws = written_from_words(whole.lm.llm.codes)
     read_stage(whole, work / "seed.naming")
     data, pictures = Frozen(work), load_pictures(work / "emoji")
-    module = Drawing(whole, load_named(work, "train").names, config)
+
+    def wished(split: str, wordings: int) -> CodeWishes:
+        copies = config.copies if split == "train" else 1
+        return CodeWishes(
+            pictures, split, named_codes(data, whole.tokenizer, split, copies=copies)[0], whole.grammar, wordings
+        )
+
+    text, generator = whole.grammar.text, torch.Generator().manual_seed(config.seed)
+    trained = wished("train", 1)
+    sums_IC = known.codebook_VC[trained.ids_IN].sum(1)
+    draws.fit(trained.said(text, draws.config.words), sums_IC[:, None], generator=generator)
 
     def seen(split: str) -> Seen:
-        ids_IN, name_I, _ = named_codes(data, whole.tokenizer, split, copies=config.copies if split == "train" else 1)
-        wishes = CodeWishes(pictures, split, ids_IN, whole.grammar, config)
+        copies = config.copies if split == "train" else 1
+        ids_IN, name_I, _ = named_codes(data, whole.tokenizer, split, copies=copies)
+        wishes = wished(split, config.wordings)
         words = [wishes.words(number) for number in range(len(wishes))]
-        file = work / "cache" / f"seed_wishes.{split}.npy"
-        return Seen(wishes, LowerStates(whole.lm.llm, words, config.depth, file), ids_IN, name_I)
+        states = LowerStates(whole.lm.llm, words, config.depth, work / "cache" / f"seed_wishes.{split}.npy")
+        return Seen(wishes, states, draws.places(wishes.said(text, draws.config.words)), ids_IN, name_I)
 
     trainable = [
-        Trainable("lm.llm.rows.output.*", config.row_lr),
+        Trainable("lm.llm.codes.draws.*_K*", config.lr),
+        Trainable("lm.llm.codes.sharpness", config.lr),
+        Trainable(WORDS["draws"], config.word_lr),
         *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.depth, layers)),
     ]
+    module = Drawing(whole, load_named(work, "train").names, config)
     return drawing_stage(NAME, module, seen, work, config, trainable)

@@ -1,8 +1,10 @@
-"""After alignment: the whole language model learns to say what a picture shows (ours; mini only).
+"""Before stage 3: the language model learns to say what a picture shows (ours; mini only).
 
-The lower layers read the picture of a thing as its name, more or less (`seed.align`); here the upper ones learn to say it. Of the image its last codes
-alone are there, and of the reply the name alone is learned: a third of the words of a document that asks for it, and all of them
-about what is shown.
+The papers learn to read from a hundred million captions. Of the few ten thousand that the mini has, its language model learned to describe the pictures
+it was shown and little else: most of what it was taught was how to speak of pictures, not what they show. What they show is taught first. The last codes of an
+image are read as words that were fitted to names (`rebus.nn.image_codes`): what is left to learn is to say them. Of the image its last
+codes alone are there, and of the reply the name alone is learned: a third of the words of a document that asks for it, and all of
+them about what is shown.
 
     rebus train seed.naming --config mini --work state
 
@@ -18,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebus.mini.align import Saying, begun
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
-from rebus.mini.named_stage import NamedConfig, named_stage, read_stage
+from rebus.mini.named_stage import NamedConfig, named_stage
+from rebus.mini.saying import Saying, begun
 from rebus.nn.text_model import TextModel
+from rebus.nn.word_readings import WordFit, words_of_names
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.grammar import SeedGrammar
-from rebus.papers.seed.stages.align import image_vectors
-from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, training
+from rebus.papers.seed.stages.stage3_pretrain import WORDS, LanguageTraining, start_rows, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.train import Losses, Stage, Trainable
 
@@ -39,6 +41,8 @@ class Config(NamedConfig):
     """The system whose language model is trained."""
     row_lr: float = 1e-4
     """Peak learning rate of the codes' rows."""
+    word_lr: float = 1e-6
+    """Peak learning rate of what reads codes as words, where the system has that: so low that it stays as it was fitted to names."""
 
 
 CONFIGS = {"mini": Config()}
@@ -76,11 +80,12 @@ class Naming(nn.Module):
 
 
 def stage(config: Config, work: Path) -> Stage:
-    """Needs what `seed.align` needs, and its weights under `work`."""
+    """Needs `work/emoji`, and the weights of mini.vision and SEED's stages 1 and 2 under `work`."""
     torch.manual_seed(config.seed)
     whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="auto")
-    read_stage(whole, work / "seed.align")
+    start_rows(whole, work, named=True)
     data = Frozen(work)
+    fit_readings(whole, data, torch.Generator().manual_seed(config.seed))
 
     def seen(split: str) -> tuple[np.ndarray, Tensor]:
         copies = config.copies if split == "train" else 1
@@ -89,5 +94,29 @@ def stage(config: Config, work: Path) -> Stage:
 
     names = load_named(work, "train").names
     module = Naming(whole, names, config.last)
-    trainable = [Trainable("lm.llm.rows.*", config.row_lr), Trainable("lm.llm.*lora_*", config.lr)]
+    codes = whole.lm.llm.codes
+    words = [] if codes is None or codes.reads is None else [Trainable(WORDS["reads"], config.word_lr)]
+    trainable = [Trainable("lm.llm.rows.*", config.row_lr), *words, Trainable("lm.llm.*lora_*", config.lr)]
     return named_stage("seed.naming", module, seen, config, trainable, most=256)
+
+
+@torch.no_grad()
+def fit_readings(whole: LanguageTraining, data: Frozen, generator: torch.Generator) -> None:
+    """Fits what reads codes as words to the names of pictures, where the language model has that."""
+    if (codes := whole.lm.llm.codes) is None or codes.reads is None:
+        return
+    ids_IN, name_I, names = named_codes(data, whole.tokenizer)
+    sums_IC = torch.cat([codes.codebook_VC[some].sum(1) for some in ids_IN.split(1024)])
+    words_QK = words_of_names(whole.grammar.text, names, codes.reads.config.words)
+    # a sum has no parts of which some could be left out
+    codes.reads.fit(sums_IC[:, None], name_I, words_QK, fit=WordFit(dropped=0.0), generator=generator)
+
+
+def image_vectors(llm: TextModel, before_B: Tensor, words_IN: Tensor, last: int) -> tuple[Tensor, Tensor]:
+    """What the language model reads of images of these words and of what stands `before` them, of the codes the `last` alone:
+    vectors [I, L, D] and the places [L] that they have."""
+    words_IL = torch.cat([before_B.expand(len(words_IN), -1), words_IN.to(before_B.device)], 1)
+    left_out = max(0, words_IN.shape[1] - last)
+    places_L = torch.arange(words_IL.shape[1], device=before_B.device)
+    places_L = places_L[(places_L < len(before_B)) | (places_L >= len(before_B) + left_out)]
+    return llm.embed(words_IL)[:, places_L], places_L

@@ -40,8 +40,9 @@ from rebus.mini.moving import Moved
 from rebus.mini.named_stage import read_stage
 from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.name_rows import rows_from_names
-from rebus.nn.new_rows import CodebookRows, Rows
+from rebus.nn.new_rows import CodebookRows, MarkRows, Rows
 from rebus.nn.precision import BaseNumbers, dtype_of_base
+from rebus.nn.text_model import TextModel
 from rebus.papers.seed import tuning
 from rebus.papers.seed.bank import bank_codes, named_codes, read_vision
 from rebus.papers.seed.grammar import SeedGrammar
@@ -69,7 +70,7 @@ class Config:
     """How the rows of codes begin: as noise (the paper), from the words of the `captions` of their pictures, or the input
     rows from the `names` of these, by contrast. (Which of 1,413 names is meant, by the sum of a picture's rows: `captions`
     83 % of trained pictures and 5 % of 144 others, `names` 86 % and 26 %.) `aligned`: rows and adapters as
-    `seed.align`, `seed.naming` and `seed.drawing` left them."""
+    `seed.naming` and `seed.drawing` left them."""
     template: TemplateName = "plain"
     """How documents are laid out."""
     loss: LossKind = "paper"
@@ -102,6 +103,9 @@ class Config:
     read_row_lr: float | None = None
     """Peak learning rate of those of them that are read; none: `row_lr`. Rows that are read as running sums hang together, and
     fast changes of each alone undo what they say together."""
+    word_lr: float = 1e-6
+    """Peak learning rate of what reads codes as words and draws from words, where the system has that (the mini): so low that it
+    stays as it was fitted."""
     in_full: tuple[str, ...] = ("lm.llm.base.*norm*", "lm.llm.base.*embed_tokens*", "lm.llm.base.lm_head*")
     """Patterns of the base model's own parameters that are trained beside the adapters, at their rate: norms, word table
     and head. (The mini leaves them as they are.)"""
@@ -282,6 +286,21 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
     )
 
 
+WORDS = {name: f"lm.llm.codes.{name}.*" for name in ("reads", "draws")}
+"""What reads codes as words and what draws from words, which are fitted before."""
+
+
+def code_rates(llm: TextModel, lr: float, word_lr: float) -> list[Trainable]:
+    """What the language model knows of codes that add up, where it knows anything: what was fitted before at a rate of its own."""
+    if (codes := llm.codes) is None:
+        return []
+    said = [] if codes.draws is None or not codes.draws.config.apart else [Trainable("lm.llm.codes.draws.*_K*", lr)]
+    words = {"reads": codes.reads, "draws": codes.draws}
+    fitted = [Trainable(WORDS[name], word_lr) for name, part in words.items() if part is not None]
+    rest = [] if codes.draws is None else [Trainable(f"lm.llm.codes.{part}", lr) for part in ("beside.*", "sharpness")]
+    return [*said, *fitted, *rest]
+
+
 def row_rates(row_lr: float, read_row_lr: float | None) -> list[Trainable]:
     """New rows, those that are read at a rate of their own where there is one."""
     read = [] if read_row_lr is None else [Trainable("lm.llm.rows.input.*", read_row_lr)]
@@ -338,7 +357,7 @@ def stage(
         module=module,
         step=lambda module, rows: module(rows),
         prepare=lambda module, documents: module.prepare(documents),
-        trainable=trainable(config),
+        trainable=[*code_rates(module.lm.llm, config.lr, config.word_lr), *trainable(config)],
         data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         gates=ability_gates(config.gates, system, pictures, WATCHED, template=config.template),
@@ -370,7 +389,8 @@ def start_rows(module: LanguageTraining, work: Path, *, named: bool) -> None:
             rows.input.fit(input_KD)
         else:
             rows.input.weight_VD[: config.codes] = input_KD
-        rows.output.weight_VD[: config.codes] = output_KD
+        if not isinstance(rows.output, MarkRows):  # codes are chosen by what they add up to
+            rows.output.weight_VD[: config.codes] = output_KD
 
 
 def language_weights(folder: Path) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from rebus.nn.precision import BaseNumbers
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
-from rebus.papers.seed.stages.stage3_pretrain import language_weights, row_rates, training
+from rebus.papers.seed.stages.stage3_pretrain import code_rates, language_weights, row_rates, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.system import System
 from rebus.train import Optim, Stage, Trainable, parallel
@@ -76,6 +76,8 @@ class Config:
     read_row_lr: float | None = None
     """Peak learning rate of those of them that are read; none: `row_lr`. Rows that are read as running sums hang together, and
     fast changes of each alone undo what they say together."""
+    word_lr: float = 1e-6
+    """Peak learning rate of what reads codes as words and draws from words, where the system has that (the mini)."""
     optim: Optim = field(
         default_factory=lambda: Optim(
             steps=50_000, warmup=0.07, min_lr_ratio=0.1, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.05, clip=1.0
@@ -174,7 +176,11 @@ def stage(
         module=module,
         step=lambda module, rows: module(rows),
         prepare=lambda module, documents: module.prepare(documents),
-        trainable=[*row_rates(config.row_lr, config.read_row_lr), Trainable("lm.llm.*lora_*", config.lr)],
+        trainable=[
+            *code_rates(module.lm.llm, config.lr, config.word_lr),
+            *row_rates(config.row_lr, config.read_row_lr),
+            Trainable("lm.llm.*lora_*", config.lr),
+        ],
         data=Loader(documents, **parallel.sharded(config.batch)),
         evals=[evaluate],
         gates=ability_gates(config.gates, system, pictures, WATCHED, template="chat"),

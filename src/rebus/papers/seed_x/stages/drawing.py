@@ -25,9 +25,9 @@ from rebus.mini.named import load_named
 from rebus.mini.named_stage import read_stage
 from rebus.mini.vector_stages import vector_naming
 from rebus.mini.wishes import DrawingConfig, LowerStates, Wishes, drawing_stage, last_states
-from rebus.papers.seed_x.beginnings import begin_way_out
+from rebus.papers.seed_x.beginnings import begin_way_out, fit_drawings
 from rebus.papers.seed_x.grammar import SeedXGrammar
-from rebus.papers.seed_x.language_training import LanguageTraining
+from rebus.papers.seed_x.language_training import SAID, LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXOutputProjector
 from rebus.papers.seed_x.stages import naming
 from rebus.papers.seed_x.variants import MINI, SeedXConfig
@@ -48,6 +48,8 @@ class Config(DrawingConfig):
     """Last vectors of an image that is named; here all of them."""
     visual_lr: float = 1e-3
     """Peak learning rate of the way out."""
+    word_lr: float = 1e-6
+    """Peak learning rate of what draws from words, where the system has that: so low that it stays as it was fitted to pictures."""
 
 
 CONFIGS = {
@@ -72,9 +74,11 @@ class Drawing(nn.Module):
         self.lm, self.tokenizer, self.config = whole.lm, whole.tokenizer, config
         self.naming = vector_naming(whole.grammar, names)
 
-    def forward(self, states: Sequence[Tensor], x_ISC: Tensor, named_INC: Tensor, name_I: Tensor) -> Losses:
-        """The lower layers' states of wishes, [L, D] each, and the features of their pictures; patches of images to be named, and
-        their names."""
+    def forward(
+        self, states: Sequence[Tensor], x_ISC: Tensor, said_IK: Tensor, named_INC: Tensor, name_I: Tensor
+    ) -> Losses:
+        """The lower layers' states of wishes, [L, D] each, the features of their pictures and the places of the words that they are drawn
+        from (none where they are not drawn from words); patches of images to be named, and their names."""
         lm, config = self.lm, self.config
         assert isinstance(lm.output_projector, SeedXOutputProjector)
         hidden_ISD = last_states(lm.llm, config.depth, states, x_ISC.shape[1])
@@ -82,7 +86,12 @@ class Drawing(nn.Module):
         vectors = [x_SD[-config.last :] for x_SD in naming.read(lm, self.tokenizer, named_INC.to(lm.llm.device))]
         named = self.naming(lm.llm, vectors, name_I)
         total = lm.image_weight * drawn + config.naming_weight * named.total
-        return Losses(total, {"drawing": drawn, "naming": named.total, **named.parts})
+        parts = {"drawing": drawn, "naming": named.total, **named.parts}
+        if (words := lm.output_projector.words) is not None:
+            nats, right = words.saying(hidden_ISD[:, : words.config.words], said_IK.to(hidden_ISD.device))
+            total = total + config.saying_weight * nats
+            parts |= {"saying": nats, "wished": right}
+        return Losses(total, parts)
 
 
 @dataclass(frozen=True)
@@ -94,22 +103,28 @@ class Seen:
     tokens: np.ndarray
     name_I: Tensor
     pooled: int
+    said_IK: Tensor
 
     def losses(self, learning: nn.Module, i: np.ndarray, named: int) -> Losses:
         """Of the wishes `i`; beside them as many pictures as are to be `named`, any of them."""
         drawn_INC = take(self.tokens, i % len(self.wishes.rows))[:, 1:]
         which = np.random.default_rng(int(i[0])).integers(len(self.tokens), size=named)
         named_INC, name_I = take(self.tokens, which)[:, 1:], self.name_I[torch.from_numpy(which)]
-        return learning([self.states[k] for k in i], pool_rows(drawn_INC, self.pooled), named_INC, name_I)
+        said_IK = self.said_IK[torch.from_numpy(i % len(self.wishes.rows))]
+        return learning([self.states[k] for k in i], pool_rows(drawn_INC, self.pooled), said_IK, named_INC, name_I)
 
 
 def seen(work: Path, split: str, whole: LanguageTraining, pictures: Pictures, data: Frozen, config: Config) -> Seen:
-    """What is learned from, or measured."""
+    """What is learned from, or measured; what draws from words must have been fitted to them."""
     wishes = Wishes(pictures, split, config.wordings)
     tokens, name_I, _ = named_tokens(data, split, copies=config.copies if split == "train" else 1)
     rows = [words(wishes, k, whole.grammar, tokens.shape[2]) for k in range(len(wishes))]
     states = LowerStates(whole.lm.llm, rows, config.depth, work / "cache" / f"seed_x_wishes.{split}.npy")
-    return Seen(wishes, states, tokens, name_I, config.system.tokenizer.pooled)
+    assert isinstance(whole.lm.output_projector, SeedXOutputProjector)
+    said_IK = torch.zeros(len(wishes.rows), 0, dtype=torch.int64)
+    if (draws := whole.lm.output_projector.words) is not None:
+        said_IK = draws.places(wishes.said(whole.grammar.text, draws.config.words))
+    return Seen(wishes, states, tokens, name_I, config.system.tokenizer.pooled, said_IK)
 
 
 def stage(config: Config, work: Path) -> Stage:
@@ -119,10 +134,14 @@ def stage(config: Config, work: Path) -> Stage:
     whole = naming.fresh(config.system, data, config.seed)
     layers = len(whole.lm.llm.base.base_model.layers)
     config.check(layers)
-    begin_way_out(whole, data, torch.Generator().manual_seed(config.seed))
+    generator = torch.Generator().manual_seed(config.seed)
+    begin_way_out(whole, data, generator)
     read_stage(whole, work / "seed_x.naming")
+    fit_drawings(whole, data, Wishes(pictures, "train", 1), generator)
     module = Drawing(whole, load_named(work, "train").names, config)
+    said = [Trainable(SAID, config.word_lr)] if config.system.projectors.says is not None else []
     trainable = [
+        *said,
         Trainable("lm.output_projector.*", config.visual_lr),
         *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.depth, layers)),
     ]

@@ -38,7 +38,7 @@ from rebus.papers.seed_x import embedded
 from rebus.papers.seed_x.build import build
 from rebus.papers.seed_x.grammar import SeedXGrammar
 from rebus.papers.seed_x.language import LanguageConfig, LoraConfig, base_language
-from rebus.papers.seed_x.language_training import NORMS, LanguageTraining, Responses, TooLong, trainable
+from rebus.papers.seed_x.language_training import NORMS, LanguageTraining, Responses, TooLong, fitted_parts, trainable
 from rebus.papers.seed_x.mixture import INSTRUCT
 from rebus.papers.seed_x.speciality import Decoder, Speciality, begin_lora
 from rebus.papers.seed_x.spelling import INSTRUCT as CHAT_TEMPLATE
@@ -102,6 +102,8 @@ class Config:
     full_lr: float | None = None
     """Peak learning rate of these; none: as the adapters. Where adapters learn fast, norms would be worn down: a small
     model's are of a size that a hundred steps at such a rate make anew."""
+    way_in_lr: float | None = None
+    """Peak learning rate of the way in; none: as the adapters; 0: it is the base's own, and an adapter does not hold it."""
     optim: Optim = field(
         default_factory=lambda: Optim(
             steps=20_000,
@@ -133,6 +135,7 @@ CONFIGS = {
         base_dtype="auto",
         lr=1e-3,
         full_lr=5e-5,
+        way_in_lr=0.0,
         moved=0.6,
         replies=0.05,
         optim=Optim(steps=500, warmup=0.04, min_lr_ratio=0.05, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
@@ -187,7 +190,8 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
             config.in_full,
             config.full_lr,
             # the base's own: what an image shows is the same for every speciality
-            None if getattr(module.lm.input_projector, "words", None) is None else 0.0,
+            fitted_parts(module.lm, 0.0),
+            config.way_in_lr,
         ),
         data=batches,
         evals=evals,

@@ -20,13 +20,13 @@ from rebus.lm import InterleavedLM
 from rebus.mini.frozen import Frozen
 from rebus.mini.vector_stages import VectorNamingConfig, naming_stage
 from rebus.papers.seed_x.beginnings import begin_projectors
-from rebus.papers.seed_x.language_training import LanguageTraining, way_in
+from rebus.papers.seed_x.language_training import WORDS, LanguageTraining
 from rebus.papers.seed_x.projectors import SeedXInputProjector
 from rebus.papers.seed_x.stages import pretrain
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
 from rebus.papers.seed_x.variants import MINI, SeedXConfig
 from rebus.papers.seed_x.views import positions
-from rebus.train import Optim, Stage
+from rebus.train import Optim, Stage, Trainable
 from rebus.visual import Features
 
 NAME = "seed_x.naming"
@@ -70,6 +70,6 @@ def stage(config: Config, work: Path) -> Stage:
     data = Frozen(work)
     whole = fresh(config.system, data, config.seed)
     begin_projectors(whole, data, torch.Generator().manual_seed(config.seed), named=True)
-    words = config.system.projectors.words is not None
-    learning = way_in(config.visual_lr, config.word_lr if words else None)
+    words = [Trainable(WORDS, config.word_lr)] if config.system.projectors.words is not None else []
+    learning = [*words, Trainable("lm.input_projector.*", config.visual_lr)]
     return naming_stage(NAME, whole, read, data, config, learning)

@@ -43,7 +43,7 @@ from rebus.papers.seed_x.build import assemble
 from rebus.papers.seed_x.convert import vision_rules
 from rebus.papers.seed_x.grammar import SeedXGrammar
 from rebus.papers.seed_x.language import LanguageConfig, base_language, smooth_locations
-from rebus.papers.seed_x.language_training import NORMS, TABLES, LanguageTraining, TooLong, trainable
+from rebus.papers.seed_x.language_training import NORMS, TABLES, LanguageTraining, TooLong, fitted_parts, trainable
 from rebus.papers.seed_x.mixture import PRETRAIN
 from rebus.papers.seed_x.templates import TEMPLATES
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
@@ -97,8 +97,8 @@ class Config:
     row_lr: float = 1e-4
     """Peak learning rate of the rows of new words."""
     word_lr: float = 1e-6
-    """Peak learning rate of what reads views as words, where the system has that (the mini): so low that it stays as it was fitted to
-    names."""
+    """Peak learning rate of what reads views as words and draws from words, where the system has that (the mini): so low that it stays
+    as it was fitted."""
     in_full: tuple[str, ...] = (*NORMS, *TABLES)
     """Patterns of the base model's own parameters that are trained beside the adapters: norms, word table and head. (The
     mini trains the norms.)"""
@@ -201,7 +201,7 @@ def stage(
             config.row_lr,
             config.in_full,
             config.full_lr,
-            config.word_lr if config.system.projectors.words else None,
+            fitted_parts(module.lm, config.word_lr),
         ),
         data=batches,
         evals=evals,

@@ -1,4 +1,4 @@
-"""Reading of images that begins like reading of names: what is compared, and with what."""
+"""Saying what a picture shows, and the layers of a language model taken apart."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from rebus.checkpoint import SavedSystem, save_system
 from rebus.errors import RebusError
-from rebus.mini.align import AlignConfig, NameStates, Saying, begun, lower, name_states, of_like_length, read_states
 from rebus.mini.named_stage import lend_adapters
+from rebus.mini.saying import Saying, lower, of_like_length, vector_states
 from rebus.nn.lora import add_lora
 from rebus.nn.text_model import TextModel, build_causal_lm
 from rebus.nn.text_tokenizer import ByteTokenizer
@@ -30,6 +31,10 @@ def text_model() -> TextModel:
     return TextModel(build_causal_lm(LLAMA, generator=torch.Generator().manual_seed(0))).eval()
 
 
+def read_states(part: TextModel, words: Tensor) -> Tensor:
+    return vector_states(part, part.embed(words), torch.arange(words.shape[1]))
+
+
 def test_the_lower_layers_are_the_models_own() -> None:
     llm = text_model()
     words = torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -42,37 +47,6 @@ def test_the_lower_layers_are_the_models_own() -> None:
     read_states(part, words).sum().backward()
     assert llm.base.base_model.layers[0].mlp.up_proj.weight.grad is not None
     assert llm.base.base_model.layers[1].mlp.up_proj.weight.grad is None
-
-
-def test_states_of_a_name_are_those_of_its_last_words() -> None:
-    llm, text = text_model(), ByteTokenizer()
-    states = name_states(lower(llm, 2), text, NAMES, 3)
-    for name, state in zip(NAMES, states, strict=True):
-        words = torch.tensor([[*begun(text), *text.encode(f"A picture of {name}")]])
-        torch.testing.assert_close(read_states(lower(llm, 2), words)[0, -3:], state, atol=1e-5, rtol=1e-5)
-
-
-def test_more_places_than_words_are_refused() -> None:
-    llm, text = text_model(), ByteTokenizer()
-    shortest = len("A picture of bear")
-    assert name_states(lower(llm, 1), text, NAMES, shortest).shape == (3, shortest, 32)
-    for places in (0, shortest + 1):
-        with pytest.raises(
-            RebusError, match=f"places={places} and the shortest name has {shortest}.*Give 1 to {shortest}"
-        ):
-            name_states(lower(llm, 1), text, NAMES, places)
-
-
-def test_what_is_like_a_name_costs_nothing_but_the_smoothing() -> None:
-    llm, text = text_model(), ByteTokenizer()
-    aligned = NameStates(llm, text, NAMES, AlignConfig(depth=2, places=3, smoothing=0.0, sharpness=50.0))
-    own, which = name_states(lower(llm, 2), text, NAMES, 3), torch.arange(3)
-    right, wrong = aligned(own, which), aligned(own, which.roll(1))
-    assert right.parts["distance"] < 1e-8 and right.parts["named"] == 1 and wrong.parts["named"] == 0
-    assert right.total < 1e-3 and wrong.total > 10
-    # distances count in units of how names differ
-    further = aligned(own + aligned.std_D, which)
-    torch.testing.assert_close(further.parts["distance"], torch.tensor(1.0))
 
 
 def test_of_a_reply_the_name_alone_is_learned() -> None:
@@ -103,9 +77,9 @@ def test_of_a_reply_the_name_alone_is_learned() -> None:
 
 @pytest.mark.parametrize("prefix", ["", "llm."])
 def test_adapters_begin_as_those_of_another_system(prefix: str, tmp_path: Path) -> None:
-    lender, borrower, other = text_model(), text_model(), text_model()
-    for seed, (llm, rank) in enumerate([(lender, 2), (borrower, 2), (other, 3)]):
-        add_lora(llm, rank=rank, alpha=4, generator=torch.Generator().manual_seed(seed))
+    lender, borrower, larger, smaller = (text_model() for _ in range(4))
+    for seed, (llm, rank) in enumerate([(lender, 2), (borrower, 2), (larger, 3), (smaller, 1)]):
+        add_lora(llm, rank=rank, alpha=2 * rank, generator=torch.Generator().manual_seed(seed))
     adapters = {name: torch.randn_like(x) for name, x in lender.state_dict().items() if ".lora_" in name}
     parts = {
         "lm": {prefix + name: x for name, x in adapters.items()} | {f"{prefix}rows.input.weight_VD": torch.ones(2, 32)}
@@ -117,8 +91,12 @@ def test_adapters_begin_as_those_of_another_system(prefix: str, tmp_path: Path) 
     lend_adapters(borrower, str(tmp_path / "lender"))
     for name, x in borrower.state_dict().items():
         assert torch.equal(x, adapters.get(name, before[name]))
-    for llm in (other, text_model()):
-        with pytest.raises(RebusError, match=r"do not fit this language model.*the same base model and rank"):
+    # to a larger rank they are the same adapters
+    lend_adapters(larger, str(tmp_path / "lender"))
+    words = torch.randint(0, 256, (1, 6), generator=torch.Generator().manual_seed(9))
+    torch.testing.assert_close(larger.eval().base(words).logits, borrower.eval().base(words).logits)
+    for llm in (smaller, text_model()):
+        with pytest.raises(RebusError, match=r"do not fit this language model.*the same base model and no higher rank"):
             lend_adapters(llm, str(tmp_path / "lender"))
     with pytest.raises(RebusError, match="embedded weights 'nobody' are not at"):
         lend_adapters(borrower, "nobody")

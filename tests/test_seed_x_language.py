@@ -103,6 +103,7 @@ def test_a_tuned_base_begins_as_the_base(folder: Path) -> None:
     assert [entry.pattern for entry in instruct.stage(INSTRUCT, folder / "work", base=base).trainable] == [
         "lm.llm.*lora_*",
         "lm.input_projector.words.*",
+        "lm.output_projector.words.*",
         "lm.input_projector.*",
         "lm.output_projector.*",
         "lm.llm.base.*norm*",

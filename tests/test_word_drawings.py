@@ -138,3 +138,22 @@ def test_seed_x_adds_what_its_slots_regress_to_what_their_words_look_like() -> N
     torch.testing.assert_close(loss, unsharp.square().mean())
     loss.backward()
     assert projector.words.out.weight.grad is not None and lm.llm.base.get_output_embeddings().weight.grad is None
+
+
+def test_where_data_says_what_is_drawn_the_words_are_learned_beside() -> None:
+    own = tiny.generator(6)
+    projector = SeedXOutputProjector(SLOTS, words=SMALL, saying_weight=0.5, generator=own)
+    lm = InterleavedLM(language(), output_projector=projector)
+    words_IK = words_of_wishes(ByteTokenizer(), NAMES, STYLES, 3)
+    projector.words.fit(words_IK, torch.randn(4, 4, 24, generator=own), fit=DrawingFit(steps=5, batch=4), generator=own)
+    hidden_TD, x_ISC = torch.randn(12, 32, generator=own), torch.randn(3, 4, 24, generator=own)
+    # of the first they are known, of the second nobody says them, of the third they are no words that are drawn from
+    says = [words_IK[1], None, words_IK[1] + 1]
+    told = [Features(x_SC[None], "seed_x", says_K=ids) for x_SC, ids in zip(x_ISC, says, strict=True)]
+    plain = [Features(x_SC[None], "seed_x") for x_SC in x_ISC]
+    lm.train()
+    nats, _ = projector.words.saying(hidden_TD[None, :3], projector.words.places(words_IK[1:2]))
+    away = projector.loss(hidden_TD, plain)
+    torch.testing.assert_close(projector.loss(hidden_TD, told), away + 0.5 * nats / 3)
+    lm.eval()
+    torch.testing.assert_close(projector.loss(hidden_TD, told), away)

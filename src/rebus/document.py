@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import PIL.Image
@@ -21,18 +21,28 @@ from rebus.visual import Codes, Drawn, VisualTokens
 Role = Literal["system", "user", "assistant"]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What data says a picture shows."""
+
+    name: str
+    style: str
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """One image of a document: pixels, tokens, or both; at least one of the three is there.
 
     `understood` is how a model reads it, `generated` how a model writes it; both are known when the image was encoded
-    ahead of time, `generated` also when a model has just written it; `drawn` says how pixels came from `generated`.
+    ahead of time, `generated` also when a model has just written it; `drawn` says how pixels came from `generated`, and
+    `shows` what they show, where data that is learned from says so.
     """
 
     pixels: PIL.Image.Image | None = None
     understood: VisualTokens | None = None
     generated: VisualTokens | None = None
     drawn: Drawn | None = None
+    shows: Shown | None = None
 
     def __post_init__(self) -> None:
         if self.pixels is None and self.understood is None and self.generated is None:
@@ -40,7 +50,7 @@ class Image:
 
     def with_tokens(self, *, understood: VisualTokens | None = None, generated: VisualTokens | None = None) -> Image:
         """The same image with `understood` and/or `generated` filled in; what is not given stays."""
-        return Image(self.pixels, understood or self.understood, generated or self.generated, self.drawn)
+        return replace(self, understood=understood or self.understood, generated=generated or self.generated)
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,13 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """An image as vectors: one row of them per view, and where each view lies in the image."""
+    """An image as vectors: one row of them per view, and where each view lies in the image; in training also the words that
+    it is drawn from, where these are known."""
 
     x_WNC: Tensor
     source: str
     position_W2: Tensor | None = None
+    says_K: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

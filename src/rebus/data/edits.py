@@ -24,7 +24,7 @@ from rebus.data.pictures import Pictures, over
 from rebus.data.scenes import PLACES, Layout, Placed, Scene, cutout, random_scene, render
 from rebus.data.selection import Selection
 from rebus.data.wording import article
-from rebus.document import Document, Image, assistant, user
+from rebus.document import Document, Image, Shown, assistant, user
 from rebus.errors import RebusError
 
 Mask = NDArray[np.bool_]
@@ -50,11 +50,13 @@ class Edit:
     """True where the pictures may differ."""
     row: int
     """The picture, among `Pictures`, that the edit is about, as it looks afterwards (removed: as it looked)."""
+    shows: Shown | None = None
+    """What the target shows, where it is one thing."""
 
     @property
     def document(self) -> Document:
         """Source and instruction, answered by the target."""
-        return Document((user(Image(self.source), self.instruction), assistant(Image(self.target))))
+        return Document((user(Image(self.source), self.instruction), assistant(Image(self.target, shows=self.shows))))
 
 
 class Material:
@@ -103,7 +105,8 @@ def style(material: Material, rng: Random) -> Edit:
     name = material.selection.style(other)
     text = rng.choice((f"Draw it in {name} style.", f"Change the style to {name}.", f"Make it {name} style."))
     rgba_N = material.pictures.rgba_N
-    return _single("style", (rgba_N[row], rgba_N[other]), text, other, rng)
+    edit = _single("style", (rgba_N[row], rgba_N[other]), text, other, rng)
+    return replace(edit, shows=material.selection.shown(other))
 
 
 def skin_tone(material: Material, rng: Random) -> Edit:
@@ -117,7 +120,8 @@ def skin_tone(material: Material, rng: Random) -> Edit:
         said = ("Remove the skin tone.", "Make the skin yellow.", "Give it the usual yellow skin.")
     text = rng.choice(said)
     rgba_N = material.pictures.rgba_N
-    return _single("skin_tone", (rgba_N[row], rgba_N[other]), text, other, rng)
+    edit = _single("skin_tone", (rgba_N[row], rgba_N[other]), text, other, rng)
+    return replace(edit, shows=material.selection.shown(other))
 
 
 def gender(material: Material, rng: Random) -> Edit:
@@ -127,7 +131,8 @@ def gender(material: Material, rng: Random) -> Edit:
     old, new = material.pictures.gender[row], material.pictures.gender[other]
     text = rng.choice((f"Turn the {old} into a {new}.", f"Make it a {new}.", f"Change the {old} to a {new}."))
     rgba_N = material.pictures.rgba_N
-    return _single("gender", (rgba_N[row], rgba_N[other]), text, other, rng)
+    edit = _single("gender", (rgba_N[row], rgba_N[other]), text, other, rng)
+    return replace(edit, shows=material.selection.shown(other))
 
 
 def line_art(material: Material, rng: Random) -> Edit:

@@ -14,7 +14,7 @@ from rebus.data.backdrops import COLOURS
 from rebus.data.pictures import Pictures
 from rebus.data.scenes import Things
 from rebus.data.wording import EVERYDAY, STYLES, article, named, style_name
-from rebus.document import Image
+from rebus.document import Image, Shown
 from rebus.errors import RebusError
 
 SHARE = {"flags": 0.4, "symbols": 0.6}
@@ -107,7 +107,11 @@ class Selection:
 
     def image(self, row: int, size: int, colour: str = "white") -> Image:
         """The picture on a plain background."""
-        return Image(self.pixels(row, size, colour))
+        return Image(self.pixels(row, size, colour), shows=self.shown(row))
+
+    def shown(self, row: int) -> Shown:
+        """The name of its concept, and its style."""
+        return Shown(self.pictures.concept_label[row], self.style(row))
 
     def pixels(self, row: int, size: int, colour: str = "white") -> PIL.Image.Image:
         return self.pictures.image(row, size, COLOURS[colour])

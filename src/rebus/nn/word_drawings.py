@@ -139,6 +139,10 @@ class WordDrawings(nn.Module):
             )
         return where_IKW.int().argmax(-1)
 
+    def known(self, words_IK: Tensor) -> Tensor:
+        """Of which pictures all words are among those that can be chosen from, bool [I]."""
+        return torch.isin(words_IK.to(self.ids_W.device), self.ids_W).all(-1)
+
     def saying(self, hidden: Tensor, places_IK: Tensor) -> tuple[Tensor, Tensor]:
         """What it costs to say words, in nats a word, and the share of pictures of which all words are right."""
         logits_IKW = self.logits(hidden)

@@ -28,7 +28,7 @@ from rebus.train.optimiser import build_optimiser, clip, finite, numbers, select
 from rebus.train.process import isolated_random, seed_of, stop_signals
 from rebus.train.schedule import average, rate
 from rebus.train.sharding import Layout
-from rebus.train.stage import Evaluation, Row, Stage, named_values, trainable_table
+from rebus.train.stage import Evaluation, Optim, Row, Stage, named_values, trainable_table
 from rebus.train.state import Run, load_into, resume_from
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -91,7 +91,6 @@ def fit(
             f"save_every={save_every}, keep={keep}. Give at least 1 each."
         )
     folder, device, optim, layout = Path(folder), torch.device(device), stage.optim, layout or Layout()
-    dtype = fast_dtype(device) if optim.precision == "auto" else AUTOCAST[optim.precision]
     watcher = progress if progress and parallel.main_process() else log.Silent()
     checkpointing.check_plain(stage.data.state_dict(), f"the data of {stage.name}")
     stage.module.to(device)
@@ -131,7 +130,7 @@ def fit(
                     group["lr"] = group["peak"] * share
                 refused: RebusError | None = None
                 held: list[tuple[Any, int]] = []
-                autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+                autocast = casting(optim, device)
                 try:
                     for _ in range(optim.accumulate):
                         batch = to_device(next(batches), device)
@@ -253,11 +252,24 @@ def evaluate(run: Run, model: Any, journal: log.Journal, watcher: log.Reporter) 
     report(journal, watcher, {"step": run.step, **measure(run, run.stage.evals, model=model)})
 
 
+def number_of(optim: Optim, device: torch.device) -> torch.dtype:
+    """The number format that a forward pass is cast to."""
+    return fast_dtype(device) if optim.precision == "auto" else AUTOCAST[optim.precision]
+
+
+def casting(optim: Optim, device: torch.device) -> torch.autocast:
+    """The context of a forward pass."""
+    dtype = number_of(optim, device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def measure(run: Run, tasks: Iterable[Evaluation], *, model: Any) -> dict[str, float]:
-    """What evaluations or batteries yield: without gradients, in evaluation mode, with random draws of their own."""
+    """What evaluations or batteries yield: without gradients, in evaluation mode, cast as while training (a frozen base may be held in another
+    number format than what learns beside it), with random draws of their own."""
     run.stage.module.eval()
+    cast = casting(run.stage.optim, run.device)
     try:
-        with torch.no_grad(), isolated_random(run.device, 0), averaged(run), sharding.readable(model):
+        with torch.no_grad(), isolated_random(run.device, 0), averaged(run), sharding.readable(model), cast:
             return {name: float(value) for task in tasks for name, value in task()}
     finally:
         set_modes(run.stage.module)

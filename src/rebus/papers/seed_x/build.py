@@ -142,7 +142,13 @@ def assemble(
         llm,
         SeedXInputProjector(sizes.into, generator, running_mean=sizes.running_mean, words=sizes.words),
         SeedXOutputProjector(
-            sizes.out_of, sizes.regression, source=source, keeps=sizes.keeps, words=sizes.says, generator=generator
+            sizes.out_of,
+            sizes.regression,
+            source=source,
+            keeps=sizes.keeps,
+            words=sizes.says,
+            saying_weight=sizes.saying_weight,
+            generator=generator,
         ),
         sizes.image_weight,
     )

@@ -103,6 +103,8 @@ class ProjectorsConfig:
     """Whether a slot that is drawn may say that it is as in the last view that was read. (The paper: no.)"""
     says: WordDrawingsConfig | None = None
     """Whether the first slots that are drawn say words, and to what these look like the rest is added. (The paper: no.)"""
+    saying_weight: float = 0.15
+    """Weight of these words beside the regression's loss, of pictures of which data says what they show."""
     words: WordReadingsConfig | None = None
     """Whether a view's last slots are words that say what it shows. (The paper: no.)"""
 

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from rebus.data.source_batches import SourceBatch
-from rebus.document import Document, Image, assistant, user
+from rebus.document import Document, Image, Shown, assistant, user
 from rebus.errors import RebusError
 from rebus.grammar import TemplateName
 from rebus.lm import InterleavedLM, Losses
+from rebus.nn.word_drawings import WordDrawings, words_of_wishes
 from rebus.papers.seed_x.grammar import SeedXGrammar
 from rebus.papers.seed_x.memory import Memory
 from rebus.papers.seed_x.tokenizer import SeedXTokenizer
@@ -29,7 +30,7 @@ from rebus.papers.seed_x.views import Grid
 from rebus.sequence import Collated, collated
 from rebus.sequence import Sequence as Words
 from rebus.train import Trainable, parallel
-from rebus.visual import Purpose
+from rebus.visual import Features, Purpose
 
 TooLong = Literal["drop", "flip"]
 Responses = Literal["learned", "unlearned"]
@@ -121,9 +122,21 @@ class LanguageTraining(nn.Module):
         for purpose, grids in dict.fromkeys((purpose, grids) for _, _, purpose, grids in flat):
             places = [place for place, (_, _, p, g) in enumerate(flat) if (p, g) == (purpose, grids)]
             encoded = self.memory.encode([_bare(flat[place][1]) for place in places], purpose, grids)
+            if purpose == "generation":
+                encoded = [
+                    self._said(image, flat[place][1].shows) for place, image in zip(places, encoded, strict=True)
+                ]
             done |= dict(zip(places, encoded, strict=True))
         places_left = iter(range(len(flat)))
         return [document.map_images(lambda image, role: done[next(places_left)]) for document in documents]
+
+    def _said(self, image: Image, shows: Shown | None) -> Image:
+        """An image that is to be drawn, with the words that it is drawn from, where it is drawn from words and these are known."""
+        words: WordDrawings | None = getattr(self.lm.output_projector, "words", None)
+        if words is None or shows is None or not isinstance(image.generated, Features):
+            return image
+        (says_K,) = words_of_wishes(self.grammar.text, [shows.name], [shows.style], words.config.words)
+        return replace(image, generated=replace(image.generated, says_K=says_K))
 
     def _chance(self) -> float:
         return float(torch.rand((), generator=self.generator))
@@ -191,16 +204,17 @@ def trainable(
     full_lr: float | None = None,
     fitted_rates: Sequence[Trainable] = (),
     way_in_lr: float | None = None,
+    way_out_lr: float | None = None,
 ) -> list[Trainable]:
     """Adapters and projectors, rows of new words where they have a rate, and what else of the base is trained, at a rate
-    of its own or at that of the adapters; so the way in. `fitted_rates` are those of what was fitted before (`fitted_parts`)."""
+    of its own or at that of the adapters; so the ways in and out. `fitted_rates` are those of what was fitted before (`fitted_parts`)."""
     rows = [] if row_lr is None else [Trainable("lm.llm.rows.*", row_lr)]
     return [
         *rows,
         Trainable("lm.llm.*lora_*", lr),
         *fitted_rates,
         Trainable("lm.input_projector.*", lr if way_in_lr is None else way_in_lr),
-        Trainable("lm.output_projector.*", lr),
+        Trainable("lm.output_projector.*", lr if way_out_lr is None else way_out_lr),
         *(Trainable(pattern, lr if full_lr is None else full_lr) for pattern in in_full),
     ]
 

@@ -91,7 +91,7 @@ class SeedXOutputProjector(nn.Module):
 
     With `keeps`, each slot says how much of its features is as in the last view that was read (`seen`), and the rest is regressed: an edit
     need not be taught to copy. With `words`, the first slots say words of the language model, and to what these look like is added what is
-    regressed. (The paper: neither.)
+    regressed; where data says what an image shows, they are learned beside, with `saying_weight`. (The paper: neither.)
     """
 
     def __init__(
@@ -102,9 +102,11 @@ class SeedXOutputProjector(nn.Module):
         source: str = "seed_x",
         keeps: bool = False,
         words: WordDrawingsConfig | None = None,
+        saying_weight: float = 0.15,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.saying_weight = saying_weight
         self.resampler = Resampler(config, generator)
         if words is not None and (words.apart or words.words > config.queries):
             raise RebusError(
@@ -163,8 +165,23 @@ class SeedXOutputProjector(nn.Module):
         x_ISC = self._drawn(hidden_ISD, [None] * len(hidden_ISD) if seen is None else seen)
         target_ISC = target_ISC.detach().float()
         if self.regression == "mse":
-            return F.mse_loss(x_ISC, target_ISC)
-        return (1 - F.cosine_similarity(x_ISC, target_ISC, dim=-1)).mean()
+            away = F.mse_loss(x_ISC, target_ISC)
+        else:
+            away = (1 - F.cosine_similarity(x_ISC, target_ISC, dim=-1)).mean()
+        return away + self.saying_weight * self._saying(hidden_ISD, outputs) if self.training else away
+
+    def _saying(self, hidden_ISD: Tensor, outputs: list[Features]) -> Tensor:
+        """What the words cost that images are drawn from, of those of which they are known, times their share; while training alone."""
+        told = [number for number, image in enumerate(outputs) if image.says_K is not None]
+        if self.words is None or not told:
+            return hidden_ISD.new_zeros(())
+        says_IK = torch.stack([image.says_K for image in outputs if image.says_K is not None]).to(hidden_ISD.device)
+        known_I = self.words.known(says_IK)
+        if not known_I.any():
+            return hidden_ISD.new_zeros(())
+        own_IKD = hidden_ISD[told][known_I, : self.words.config.words]
+        nats, _ = self.words.saying(own_IKD, self.words.places(says_IK[known_I]))
+        return nats * (int(known_I.sum()) / len(outputs))
 
     def dummy(self) -> tuple[Tensor, list[Features]]:
         """The slots of one image, and its features: zeros."""

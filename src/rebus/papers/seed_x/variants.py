@@ -72,7 +72,7 @@ MINI = SeedXConfig(
         words=WordReadingsConfig(rank=192),
     ),
     grammar=mini(SMOLLM2_WORDS, 16, vectors=64, context=2048),
-    language=LanguageConfig(base=BASE_LLM, new_words=new_words(16), lora=LoraConfig(rank=16, dropout=0.0)),
+    language=LanguageConfig(base=BASE_LLM, new_words=new_words(16), lora=LoraConfig(rank=14, alpha=28, dropout=0.0)),
     detokenizer=EDITOR,
     weights="seed_x-mini",
     base="mini",

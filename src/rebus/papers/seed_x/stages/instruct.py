@@ -104,6 +104,8 @@ class Config:
     model's are of a size that a hundred steps at such a rate make anew."""
     way_in_lr: float | None = None
     """Peak learning rate of the way in; none: as the adapters; 0: it is the base's own, and an adapter does not hold it."""
+    way_out_lr: float | None = None
+    """The same of the way out."""
     optim: Optim = field(
         default_factory=lambda: Optim(
             steps=20_000,
@@ -192,6 +194,7 @@ def stage(config: Config, work: Path, data: Path | None = None, base: Path | Non
             # the base's own: what an image shows is the same for every speciality
             fitted_parts(module.lm, 0.0),
             config.way_in_lr,
+            config.way_out_lr,
         ),
         data=batches,
         evals=evals,

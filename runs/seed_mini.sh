@@ -22,9 +22,9 @@ work=${1:-state}
 
 # the language model: what pictures show, then how to speak of them and draw them
 "$rebus" train seed.naming          --work "$work" --out "$work/seed.naming"
-"$rebus" train seed.drawing         --work "$work" --out "$work/seed.drawing"
 "$rebus" train seed.stage3_pretrain --work "$work" --out "$work/seed.stage3_pretrain"
 "$rebus" train seed.stage4_instruct --work "$work" --out "$work/seed.stage4_instruct"
+"$rebus" train seed.drawing         --work "$work" --out "$work/seed.drawing"
 
 "$rebus" pack mini      --work "$work" --output weights/mini
 "$rebus" pack seed:mini --work "$work" --output weights/seed-mini

@@ -88,6 +88,8 @@ CHAIN = {
     stage2_codebook: {"tokenizer": TOKENIZER, "batch": 4, "optim": SHORT},
     detokenizer: {"tokenizer": TOKENIZER, "batch": 2, "steps": 1},
     naming: {"system": SYSTEM, "copies": 2, "batch": 2, "optim": SHORT},
+    stage3_pretrain: TUNED | {"mix": {"caption": 0.5, "draw": 0.5}},
+    stage4_instruct: TUNED | {"mix": {"describe": 0.5, "request": 0.5}, "replies": 0.0},
     drawing: {
         "system": SYSTEM,
         "copies": 2,
@@ -98,8 +100,6 @@ CHAIN = {
         "depth": 1,
         "optim": SHORT,
     },
-    stage3_pretrain: TUNED | {"mix": {"caption": 0.5, "draw": 0.5}},
-    stage4_instruct: TUNED | {"mix": {"describe": 0.5, "request": 0.5}, "replies": 0.0},
 }
 
 
@@ -156,14 +156,13 @@ def test_what_stage_1_learned_of_texts_stays_for_retrieval(trained: Trained, mon
         without.embed_texts(["a"])
 
 
-def test_stage_3_begins_as_naming_and_drawing_left_it(trained: Trained) -> None:
+def test_stage_3_begins_as_naming_left_it(trained: Trained) -> None:
     named = stage3_pretrain.language_weights(trained.work / "seed.naming")
     assert {name.partition("layers.")[2][:1] for name in named} == {"", "0", "1"}
-    assert "codes.reads.up_KRD" in named and "codes.draws.out.weight" not in named
-    drawn = named | stage3_pretrain.language_weights(trained.work / "seed.drawing")
+    assert {"codes.reads.up_KRD", "codes.draws.out.weight"} <= set(named)
     stage = stage3_pretrain.stage(replace(stage3_pretrain.CONFIGS["mini"], **CHAIN[stage3_pretrain]), trained.work)
     begun = stage.module.lm.llm.state_dict()
-    assert all(torch.equal(begun[name], x) for name, x in drawn.items())
+    assert all(torch.equal(begun[name], x) for name, x in named.items())
     with pytest.raises(
         RebusError, match=r"There is no .*nowhere/weights\.safetensors.*Run `rebus train nowhere` first"
     ):
@@ -207,7 +206,8 @@ def test_of_a_wish_the_words_are_learned_that_its_picture_is_drawn_from(trained:
         # the lower layers' states and the upper layers behind them are the whole model
         ids, places = torch.tensor([words]), torch.arange(len(words))
         hidden = vector_states(upper(llm, 1), states[number][None].to(llm.dtype), places)
-        torch.testing.assert_close(hidden, vector_states(llm, llm.embed(ids), places), atol=5e-2, rtol=5e-2)
+        whole = vector_states(llm, llm.embed(ids), places)
+        assert (hidden - whole).norm() < 0.05 * whole.norm()  # in half precision
         name = grammar.text.encode(f" {pictures.concept_label[row]}..")[:2]
         style = grammar.text.encode(f" {style_name(pictures, row)}")[:1]
         assert said_IK[number % len(wishes.rows)].tolist() == [*name, *style]
@@ -226,7 +226,7 @@ def test_of_a_wish_the_words_are_learned_that_its_picture_is_drawn_from(trained:
         logits_NV = codes.next_logits(hidden, ids, where)
         codes.beside.weight.data = kept
     lost = [-logits_NV[n, 4 * n : 4 * n + 4].log_softmax(0)[ids_IN[0, n] - 4 * n] for n in range(3)]
-    torch.testing.assert_close(found.parts["drawing"], torch.stack(lost).mean(), atol=5e-2, rtol=5e-2)
+    torch.testing.assert_close(found.parts["drawing"], torch.stack(lost).mean(), atol=0.1, rtol=0.1)
     # one layer of two has learned, and of what is known of codes that which says words
     moved = stage3_pretrain.language_weights(work / "seed.drawing")
     assert {name.partition("layers.")[2][:1] for name in moved if "lora_" in name} == {"1"}

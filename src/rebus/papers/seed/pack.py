@@ -16,11 +16,11 @@ from rebus.train.packing import Places, gather, spread
 TOKENIZER = ("seed.stage1_qformer", "seed.stage2_codebook")
 PLACES: Places = {
     "tokenizer": [(stage, "tokenizer.") for stage in TOKENIZER],
-    "lm": [("seed.stage3_pretrain", "lm.llm."), ("seed.stage4_instruct", "lm.llm.")],
+    "lm": [(f"seed.{stage}", "lm.llm.") for stage in ("stage3_pretrain", "stage4_instruct", "drawing")],
     "detokenizer": [("seed.detokenizer", "detokenizer.")],
 }
 V1_PLACES: Places = {**PLACES, "lm": PLACES["lm"][:1]}
-"""SEED v1 has no stage 4."""
+"""SEED v1 has none of the later stages."""
 LEFT_OUT = (*SHARED, TRAINING_ONLY)
 """How the names begin of what is not the tokenizer's own, or of no use any more."""
 DRAWN = ("denoiser.", "draft.", "unclip.")
@@ -45,7 +45,7 @@ def pack(work: Path, folder: Path, variant: str = "mini") -> SavedSystem:
 
 def unpack(folder: Path, work: Path) -> list[Path]:
     """Writes the weights of the stages under `work` from what `pack` wrote. Stages 1 and 2 both get the tokenizer as it
-    was in the end, stages 3 and 4 the language model: training stage 4 again goes on from there."""
+    was in the end, the stages of the language model all of it: training the last ones again goes on from there."""
     saved = load_system(folder)
     return spread(saved, work, places(saved.name.partition(":")[2]))
 

@@ -1,9 +1,9 @@
-"""After naming: the language model learns to say, where an image begins, what it is to show (ours; mini only).
+"""After stage 4: the language model learns to say, where an image begins, what it is to show (ours; mini only).
 
-An image is written from words that the mark before it says (`rebus.nn.image_codes`). What these look like is fitted to pictures and their names first;
-then the upper layers learn to say them, from wishes for a thing in a style. The lower layers stay as they are, so that what they make of
-wishes is computed once, and a step costs a quarter of a step of language modelling. In each step a few pictures are named too, so that
-what was learned of reading stays.
+An image is written from words that the mark before it says (`rebus.nn.image_codes`); what these look like was fitted to pictures in `seed.naming`. From codes alone
+a language model learns to say several words at once a little, which look like nothing; here the upper layers learn to say the right ones, from
+wishes for a thing in a style. The lower layers stay as they are, so that what they make of wishes is computed once, and a step costs a quarter of a
+step of language modelling. In each step a few pictures are named too, so that what was learned of reading stays.
 
     rebus train seed.drawing --config mini --work state
 
@@ -49,6 +49,8 @@ class Config(DrawingConfig):
     """The system whose language model is trained."""
     first: int = 12
     """First codes of an image whose likelihood is learned beside the vector that all of them add up to."""
+    after: str = "seed.stage4_instruct"
+    """Stage from whose weights it goes on."""
     word_lr: float = 1e-6
     """Peak learning rate of what draws from words: so low that it stays as it was fitted to pictures."""
 
@@ -142,7 +144,7 @@ class Seen:
 
 
 def stage(config: Config, work: Path) -> Stage:
-    """Needs what `seed.naming` needs, and its weights under `work`. Raises RebusError where more codes are asked for than an
+    """Needs what `seed.naming` needs, and the weights of the stage that it comes after under `work`. Raises RebusError where more codes are asked for than an
     image has, no layer is left to learn, nothing is to be named or wished for, or codes are not written from words."""
     codes = config.system.tokenizer.qformer.queries
     if not 1 <= config.first <= codes:
@@ -153,8 +155,8 @@ def stage(config: Config, work: Path) -> Stage:
     whole = training(config.system, work, template="chat", loss="reply", pack=None, base_dtype="auto")
     layers = len(whole.lm.llm.base.base_model.layers)
     config.check(layers)
-    known, draws = written_from_words(whole.lm.llm.codes)
-    read_stage(whole, work / "seed.naming")
+    _, draws = written_from_words(whole.lm.llm.codes)
+    read_stage(whole, work / config.after)
     data, pictures = Frozen(work), load_pictures(work / "emoji")
 
     def wished(split: str, wordings: int) -> CodeWishes:
@@ -163,10 +165,7 @@ def stage(config: Config, work: Path) -> Stage:
             pictures, split, named_codes(data, whole.tokenizer, split, copies=copies)[0], whole.grammar, wordings
         )
 
-    text, generator = whole.grammar.text, torch.Generator().manual_seed(config.seed)
-    trained = wished("train", 1)
-    sums_IC = known.codebook_VC[trained.ids_IN].sum(1)
-    draws.fit(trained.said(text, draws.config.words), sums_IC[:, None], generator=generator)
+    text = whole.grammar.text
 
     def seen(split: str) -> Seen:
         copies = config.copies if split == "train" else 1

@@ -2,7 +2,8 @@
 
 The papers learn to read from a hundred million captions. Of the few ten thousand that the mini has, its language model learned to describe the pictures
 it was shown and little else: most of what it was taught was how to speak of pictures, not what they show. What they show is taught first. The last codes of an
-image are read as words that were fitted to names (`rebus.nn.image_codes`): what is left to learn is to say them. Of the image its last
+image are read as words that were fitted to names (`rebus.nn.image_codes`): what is left to learn is to say them. (What images are drawn from is
+fitted here too, for the stages behind this one.) Of the image its last
 codes alone are there, and of the reply the name alone is learned: a third of the words of a document that asks for it, and all of
 them about what is shown.
 
@@ -20,15 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rebus.data.pictures import load_pictures
 from rebus.mini.frozen import Frozen
 from rebus.mini.named import load_named
 from rebus.mini.named_stage import NamedConfig, named_stage
 from rebus.mini.saying import Saying, begun
+from rebus.mini.wishes import Wishes
 from rebus.nn.text_model import TextModel
 from rebus.nn.word_readings import WordFit, words_of_names
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.grammar import SeedGrammar
-from rebus.papers.seed.stages.stage3_pretrain import WORDS, LanguageTraining, start_rows, training
+from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, fitted_rates, start_rows, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.train import Losses, Stage, Trainable
 
@@ -85,7 +88,9 @@ def stage(config: Config, work: Path) -> Stage:
     whole = training(config.system, work, template="plain", loss="reply", pack=None, base_dtype="auto")
     start_rows(whole, work, named=True)
     data = Frozen(work)
-    fit_readings(whole, data, torch.Generator().manual_seed(config.seed))
+    generator = torch.Generator().manual_seed(config.seed)
+    fit_readings(whole, data, generator)
+    fit_drawings(whole, data, generator)
 
     def seen(split: str) -> tuple[np.ndarray, Tensor]:
         copies = config.copies if split == "train" else 1
@@ -94,8 +99,7 @@ def stage(config: Config, work: Path) -> Stage:
 
     names = load_named(work, "train").names
     module = Naming(whole, names, config.last)
-    codes = whole.lm.llm.codes
-    words = [] if codes is None or codes.reads is None else [Trainable(WORDS["reads"], config.word_lr)]
+    words = fitted_rates(whole.lm.llm, config.word_lr)
     trainable = [Trainable("lm.llm.rows.*", config.row_lr), *words, Trainable("lm.llm.*lora_*", config.lr)]
     return named_stage("seed.naming", module, seen, config, trainable, most=256)
 
@@ -110,6 +114,17 @@ def fit_readings(whole: LanguageTraining, data: Frozen, generator: torch.Generat
     words_QK = words_of_names(whole.grammar.text, names, codes.reads.config.words)
     # a sum has no parts of which some could be left out
     codes.reads.fit(sums_IC[:, None], name_I, words_QK, fit=WordFit(dropped=0.0), generator=generator)
+
+
+@torch.no_grad()
+def fit_drawings(whole: LanguageTraining, data: Frozen, generator: torch.Generator) -> None:
+    """Fits what draws from words to what the codes of pictures add up to, where the language model has that."""
+    if (codes := whole.lm.llm.codes) is None or codes.draws is None:
+        return
+    wishes = Wishes(load_pictures(data.work / "emoji"), "train", 1)
+    ids_IN = named_codes(data, whole.tokenizer)[0][: len(wishes)]
+    words_IK = wishes.said(whole.grammar.text, codes.draws.config.words)
+    codes.draws.fit(words_IK, codes.codebook_VC[ids_IN].sum(1)[:, None], generator=generator)
 
 
 def image_vectors(llm: TextModel, before_B: Tensor, words_IN: Tensor, last: int) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ class Config:
     """How the rows of codes begin: as noise (the paper), from the words of the `captions` of their pictures, or the input
     rows from the `names` of these, by contrast. (Which of 1,413 names is meant, by the sum of a picture's rows: `captions`
     83 % of trained pictures and 5 % of 144 others, `names` 86 % and 26 %.) `aligned`: rows and adapters as
-    `seed.naming` and `seed.drawing` left them."""
+    `seed.naming` left them."""
     template: TemplateName = "plain"
     """How documents are laid out."""
     loss: LossKind = "paper"
@@ -290,15 +290,20 @@ WORDS = {name: f"lm.llm.codes.{name}.*" for name in ("reads", "draws")}
 """What reads codes as words and what draws from words, which are fitted before."""
 
 
+def fitted_rates(llm: TextModel, word_lr: float) -> list[Trainable]:
+    """Those of what was fitted before, of what there is."""
+    codes = llm.codes
+    words = {} if codes is None else {"reads": codes.reads, "draws": codes.draws}
+    return [Trainable(WORDS[name], word_lr) for name, part in words.items() if part is not None]
+
+
 def code_rates(llm: TextModel, lr: float, word_lr: float) -> list[Trainable]:
     """What the language model knows of codes that add up, where it knows anything: what was fitted before at a rate of its own."""
-    if (codes := llm.codes) is None:
-        return []
-    said = [] if codes.draws is None or not codes.draws.config.apart else [Trainable("lm.llm.codes.draws.*_K*", lr)]
-    words = {"reads": codes.reads, "draws": codes.draws}
-    fitted = [Trainable(WORDS[name], word_lr) for name, part in words.items() if part is not None]
-    rest = [] if codes.draws is None else [Trainable(f"lm.llm.codes.{part}", lr) for part in ("beside.*", "sharpness")]
-    return [*said, *fitted, *rest]
+    codes, fitted = llm.codes, fitted_rates(llm, word_lr)
+    if codes is None or codes.draws is None:
+        return fitted
+    said = [Trainable("lm.llm.codes.draws.*_K*", lr)] if codes.draws.config.apart else []
+    return [*said, *fitted, *(Trainable(f"lm.llm.codes.{part}", lr) for part in ("beside.*", "sharpness"))]
 
 
 def row_rates(row_lr: float, read_row_lr: float | None) -> list[Trainable]:
@@ -337,8 +342,7 @@ def stage(
     )
     pictures = load_pictures(work / "emoji")
     if config.row_start == "aligned":
-        for begun in ("seed.naming", "seed.drawing"):  # the later trained a part of what the earlier did
-            read_stage(module, work / begun)
+        read_stage(module, work / "seed.naming")
     elif config.row_start != "random":
         start_rows(module, work, named=config.row_start == "names")
     documents: Addressed = EmojiDocuments(pictures, split="train", seed=config.seed, mix=config.mix)

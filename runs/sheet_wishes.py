@@ -89,7 +89,7 @@ def rebuilt(system: System, folder: Path) -> list[list[PIL.Image.Image]]:
 
 def main(args: argparse.Namespace) -> None:
     """Writes the sheet."""
-    system = load(args.model, weights=args.weights)
+    system = load(args.model, weights=args.weights, adapter=args.adapter)
     columns = rebuilt(system, args.pictures) if args.pictures else drawings(system, args.best_of)
     rows = len(columns[0])
     high = rows * (SIDE + 4) + 16
@@ -110,6 +110,7 @@ if __name__ == "__main__":
     options.add_argument("model")
     options.add_argument("output", type=Path)
     options.add_argument("--weights", type=Path)
+    options.add_argument("--adapter", help="a speciality of SEED-X")
     options.add_argument(
         "--pictures", type=Path, help="the embedded pictures, to rebuild some instead of drawing wishes"
     )

@@ -125,6 +125,14 @@ def written_from_words(codes: ImageCodes | None) -> tuple[ImageCodes, WordDrawin
     return codes, codes.draws
 
 
+@torch.no_grad()
+def begun_anew(codes: ImageCodes) -> None:
+    """Lets states add nothing to what the words look like."""
+    if codes.beside is not None:
+        codes.beside.weight.zero_()
+        codes.beside.bias.zero_()
+
+
 @dataclass(frozen=True)
 class Seen:
     """A split: wishes with what the lower layers make of them, and pictures by codes and name."""
@@ -155,8 +163,10 @@ def stage(config: Config, work: Path) -> Stage:
     whole = training(config.system, work, template="chat", loss="reply", pack=None, base_dtype="auto")
     layers = len(whole.lm.llm.base.base_model.layers)
     config.check(layers)
-    _, draws = written_from_words(whole.lm.llm.codes)
+    known, draws = written_from_words(whole.lm.llm.codes)
     read_stage(whole, work / config.after)
+    # what states add to the words was learned beside words that were less sure
+    begun_anew(known)
     data, pictures = Frozen(work), load_pictures(work / "emoji")
 
     def wished(split: str, wordings: int) -> CodeWishes:
@@ -178,6 +188,7 @@ def stage(config: Config, work: Path) -> Stage:
     trainable = [
         Trainable("lm.llm.codes.draws.*_K*", config.lr),
         Trainable("lm.llm.codes.sharpness", config.lr),
+        Trainable("lm.llm.codes.beside.*", config.word_lr),
         Trainable(WORDS["draws"], config.word_lr),
         *(Trainable(f"lm.llm.base.*.layers.{k}.*lora_*", config.lr) for k in range(config.depth, layers)),
     ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rebus.checkpoint import without_weights
 from rebus.lm import InterleavedLM
 from rebus.mini.outline import outline_llm
+from rebus.nn.new_rows import MarkRows
 from rebus.nn.whole import whole_config, whole_tensors
 from rebus.papers.seed.build import own_tensors
 from rebus.papers.seed.detokenizer import MiniDetokenizerConfig, mini_detokenizer
@@ -55,6 +56,11 @@ def outline(config: SeedConfig) -> tuple[nn.Module, InterleavedLM, nn.Module]:
         else:
             lm = InterleavedLM(outline_llm(config.language.base, new_words=config.language.new_words))
         take_codes(lm.llm, config.language)
+        rows, codes = lm.llm.rows, config.language.codes
+        if (
+            rows is not None and codes is not None and codes.draws is not None
+        ):  # their codes have no rows that are written
+            rows.output = MarkRows(rows.output.table()[codes.codes :], codes.codes)
         drawing = config.detokenizer
         detokenizer: nn.Module
         if isinstance(drawing, MiniDetokenizerConfig):

@@ -32,8 +32,9 @@ from rebus.nn.image_codes import ImageCodes
 from rebus.nn.word_drawings import WordDrawings
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.grammar import SeedGrammar
+from rebus.papers.seed.rates import WORDS
 from rebus.papers.seed.stages.naming import CodeNaming
-from rebus.papers.seed.stages.stage3_pretrain import WORDS, LanguageTraining, training
+from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.train import Losses, Optim, Stage, Trainable
 from rebus.visual import Codes

@@ -31,7 +31,8 @@ from rebus.nn.text_model import TextModel
 from rebus.nn.word_readings import WordFit, words_of_names
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.grammar import SeedGrammar
-from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, fitted_rates, start_rows, training
+from rebus.papers.seed.rates import fitted_rates
+from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, start_rows, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.train import Losses, Stage, Trainable
 

@@ -42,12 +42,12 @@ from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.name_rows import rows_from_names
 from rebus.nn.new_rows import CodebookRows, MarkRows, Rows
 from rebus.nn.precision import BaseNumbers, dtype_of_base
-from rebus.nn.text_model import TextModel
 from rebus.papers.seed import tuning
 from rebus.papers.seed.bank import bank_codes, named_codes, read_vision
 from rebus.papers.seed.grammar import SeedGrammar
 from rebus.papers.seed.language import LanguageConfig, build_language, share_codebook
 from rebus.papers.seed.mixture import PRETRAIN as SOURCES
+from rebus.papers.seed.rates import code_rates, row_rates
 from rebus.papers.seed.spelling import SeedGrammarConfig
 from rebus.papers.seed.stages.stage2_codebook import load_tokenizer
 from rebus.papers.seed.tokenizer import SeedTokenizer
@@ -284,32 +284,6 @@ def on_mixture(config: Config, data: Path, tokenizer: Path | None, base: Path | 
         optim=config.optim,
         config=tuning.recorded(config, given),
     )
-
-
-WORDS = {name: f"lm.llm.codes.{name}.*" for name in ("reads", "draws")}
-"""What reads codes as words and what draws from words, which are fitted before."""
-
-
-def fitted_rates(llm: TextModel, word_lr: float) -> list[Trainable]:
-    """Those of what was fitted before, of what there is."""
-    codes = llm.codes
-    words = {} if codes is None else {"reads": codes.reads, "draws": codes.draws}
-    return [Trainable(WORDS[name], word_lr) for name, part in words.items() if part is not None]
-
-
-def code_rates(llm: TextModel, lr: float, word_lr: float) -> list[Trainable]:
-    """What the language model knows of codes that add up, where it knows anything: what was fitted before at a rate of its own."""
-    codes, fitted = llm.codes, fitted_rates(llm, word_lr)
-    if codes is None or codes.draws is None:
-        return fitted
-    said = [Trainable("lm.llm.codes.draws.*_K*", lr)] if codes.draws.config.apart else []
-    return [*said, *fitted, *(Trainable(f"lm.llm.codes.{part}", lr) for part in ("beside.*", "sharpness"))]
-
-
-def row_rates(row_lr: float, read_row_lr: float | None) -> list[Trainable]:
-    """New rows, those that are read at a rate of their own where there is one."""
-    read = [] if read_row_lr is None else [Trainable("lm.llm.rows.input.*", read_row_lr)]
-    return [*read, Trainable("lm.llm.rows.*", row_lr)]
 
 
 def trainable(config: Config) -> list[Trainable]:

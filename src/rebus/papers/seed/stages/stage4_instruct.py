@@ -31,7 +31,8 @@ from rebus.nn.precision import BaseNumbers
 from rebus.papers.seed import tuning
 from rebus.papers.seed.language import LanguageConfig
 from rebus.papers.seed.mixture import INSTRUCT as SOURCES
-from rebus.papers.seed.stages.stage3_pretrain import code_rates, language_weights, row_rates, training
+from rebus.papers.seed.rates import code_rates, row_rates
+from rebus.papers.seed.stages.stage3_pretrain import language_weights, training
 from rebus.papers.seed.variants import MINI, SeedConfig
 from rebus.system import System
 from rebus.train import Optim, Stage, Trainable, parallel

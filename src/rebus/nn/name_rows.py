@@ -40,7 +40,7 @@ class NameFit:
     """Share of the aim that goes to all names alike."""
     place: float = 0.5
     """Codes that are summed: size of the vector that tells each place of an image from the others, in that of a word. (Sums differ
-    little from place to place; with it the lower layers learn names faster, see `rebus.mini.saying`.)"""
+    little from place to place; with it the lower layers of a language model learned names faster.)"""
 
 
 def rows_from_names(

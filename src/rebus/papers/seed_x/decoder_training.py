@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from rebus.diffusion.denoiser import Condition, Denoiser
 from rebus.diffusion.editing import widened
-from rebus.diffusion.flow import flow_loss
 from rebus.errors import RebusError
 from rebus.mini.denoiser import load_denoiser
+from rebus.mini.looks import LooksConfig, Shown, drawing_losses, load_looks
 from rebus.papers.seed_x.detokenizer import SeedXDetokenizer, SeedXDetokenizerConfig
 from rebus.papers.seed_x.edit_bank import Seen
 from rebus.train import Losses
@@ -54,9 +54,12 @@ class DecoderTraining(nn.Module):
         blurred: float = 0.0,
         vector_weight: float = 0.0,
         examples_ISC: Tensor | None = None,
+        looks: LooksConfig | None = None,
     ) -> None:
         super().__init__()
         self.detokenizer = detokenizer
+        self.weigh_looks = looks or LooksConfig()
+        self.looks = load_looks(self.weigh_looks)
         self.vector_weight = vector_weight
         self.untold, self.unseen, self.blurred = untold, unseen, blurred
         examples_ISC = torch.zeros(1, 1, 1) if examples_ISC is None else examples_ISC
@@ -80,8 +83,10 @@ class DecoderTraining(nn.Module):
         x_ISC: Tensor,
         source_Ichw: Tensor | None = None,
         embedding_ID: Tensor | None = None,
+        pixels_I3hw: Tensor | None = None,
     ) -> Losses:
-        """Velocity error, the draft's error, and where image embeddings are given how far the adapter's vector is from them.
+        """Velocity error, the draft's error, and where image embeddings are given how far the adapter's vector is from them; where it counts
+        what pictures look like, `pixels_I3hw` are theirs.
         Some images are told nothing, some do not see their source, each by chance, so that guidance has something to lead
         away from; some features are blurred."""
         model = self.detokenizer
@@ -95,8 +100,16 @@ class DecoderTraining(nn.Module):
         told = kept(latents_Ichw, self.untold)
         extra[:, :channels] *= told
         tokens, vector = condition.tokens_ISC * told[:, :, 0], condition.vector_ID * told[:, :, 0, 0]
-        flow = flow_loss(model.denoiser, latents_Ichw, Condition(tokens, vector, extra), shift=model.config.shift)
-        total, parts = flow + drafted, {"flow": flow, "draft": drafted}
+        drawn, parts = drawing_losses(
+            model.denoiser,
+            model.codec,
+            None if pixels_I3hw is None else self.looks,
+            self.weigh_looks,
+            Shown(latents_Ichw, latents_Ichw if pixels_I3hw is None else pixels_I3hw, told[:, 0, 0, 0] > 0),
+            Condition(tokens, vector, extra),
+            shift=model.config.shift,
+        )
+        total, parts = drawn + drafted, {**parts, "draft": drafted}
         if embedding_ID is not None and self.vector_weight:
             parts["vector"] = F.mse_loss(model.adapter(x_ISC)[1].float(), embedding_ID)
             total = total + self.vector_weight * parts["vector"]

@@ -24,17 +24,18 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rebus.checkpoint import load_module
 from rebus.data.filters import KEEP_ALL, Keep
 from rebus.data.pairs import PairBatch, needed
 from rebus.diffusion.editing import noise_loss
-from rebus.diffusion.flow import flow_loss
 from rebus.diffusion.pipeline import Told, noising_alphas, read_diffusion
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import load_denoiser, psnr
 from rebus.mini.frozen import Frozen
+from rebus.mini.looks import Looks, LooksConfig, Shown, drawing_losses, load_looks, weighed
 from rebus.nn.text_encoder import prompt_states
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, stage_files, unpadded
 from rebus.papers.lavit.detokenizer import HighresConfig, LavitDetokenizer, LowresConfig
@@ -65,6 +66,12 @@ class Config:
     does not say; the published decoders are used with such guidance."""
     true_share: float = 0.0
     """Mini only: share of the batches that are told the vision encoder's own features."""
+    looks: LooksConfig = LooksConfig()
+    """Mini only: how much it counts what pictures look like."""
+    singles: int = 1
+    """Mini only: how many times as often as others pictures of one thing come."""
+    begin: str | None = None
+    """Mini only: a run of this stage under the work folder whose weights it goes on from; none: the base denoiser's and stage 1's."""
     keep: Keep = KEEP_ALL
     """Pairs only: which pictures are good enough."""
     batch: int = 2048
@@ -196,21 +203,30 @@ def decoder_weights(work: Path, part: str = "decoder.") -> dict[str, Tensor]:
 class MiniPixelTraining(nn.Module):
     """The mini's image decoder, told features."""
 
-    def __init__(self, config: Config, detokenizer: MiniDetokenizer) -> None:
+    def __init__(self, config: Config, detokenizer: MiniDetokenizer, looks: Looks | None = None) -> None:
         super().__init__()
         self.config = config
         self.detokenizer = detokenizer
+        self.looks = looks
 
-    def losses(self, latents: Tensor, x_INC: Tensor) -> Losses:
-        """Velocity error and the draft's error."""
+    def losses(self, latents: Tensor, x_INC: Tensor, pixels: Tensor) -> Losses:
+        """Velocity error, the draft's error, and where it counts what the pictures look like."""
         model = self.detokenizer
         condition = model.condition(x_INC)
         draft = F.mse_loss(condition.extra_Iehw.float(), latents)
         told_I = torch.rand(len(latents), device=latents.device) >= self.config.untold
         for part in ("tokens_ISC", "extra_Iehw"):
             condition = condition.where(told_I, part)
-        flow = flow_loss(model.denoiser, latents, condition.detach(), shift=model.config.shift)
-        return Losses(flow + draft, {"flow": flow, "draft": draft})
+        drawn, parts = drawing_losses(
+            model.denoiser,
+            model.codec,
+            self.looks,
+            self.config.looks,
+            Shown(latents, pixels, told_I),
+            condition.detach(),
+            shift=model.config.shift,
+        )
+        return Losses(drawn + draft, {**parts, "draft": draft})
 
 
 def begun(config: Config, data: Frozen, tokenizer: LavitTokenizer) -> MiniPixelTraining:
@@ -223,7 +239,11 @@ def begun(config: Config, data: Frozen, tokenizer: LavitTokenizer) -> MiniPixelT
     model.codec.load_state_dict(data.codec.state_dict())
     model.norm.load_state_dict(data.vision.norm.state_dict())
     model.codebook_KE.copy_(tokenizer.quantizer.codebook_KC)
-    return MiniPixelTraining(config, model)
+    if config.begin is not None:
+        held = load_file(data.work / config.begin / "weights.safetensors")
+        stored = {name.removeprefix("detokenizer."): x.float() for name, x in held.items()}
+        model.load_state_dict({**model.state_dict(), **stored})
+    return MiniPixelTraining(config, model, load_looks(config.looks))
 
 
 def on_bank(config: Config, work: Path) -> Stage:
@@ -240,13 +260,17 @@ def on_bank(config: Config, work: Path) -> Stage:
     def coded(split: str, i: np.ndarray) -> list[Codes]:
         return [Codes(ids_N, tokenizer.source) for ids_N in unpadded(codes_of(split)[i])]
 
-    def step(module: MiniPixelTraining, i: np.ndarray) -> Losses:
+    order = weighed(data, config.singles)
+
+    def step(module: MiniPixelTraining, numbers: np.ndarray) -> Losses:
+        i = order[numbers]
         latents, tokens = data.rows("train", i, "latents", "tokens")
+        pixels = data.bank("train").pixels(i)
         if torch.rand(()) < config.true_share:
-            return module.losses(latents, tokens[:, 1:])
+            return module.losses(latents, tokens[:, 1:], pixels)
         with torch.no_grad():
             x_INC = model.features(coded("train", i))
-        return module.losses(latents, x_INC)
+        return module.losses(latents, x_INC, pixels)
 
     def evaluate() -> Iterator[tuple[str, float]]:
         singles = data.singles("val", 64)
@@ -268,7 +292,7 @@ def on_bank(config: Config, work: Path) -> Stage:
         module=module,
         step=step,
         trainable=[Trainable(f"detokenizer.{part}.*", config.lr) for part in ("denoiser", "draft")],
-        data=IndexBatches(len(data.bank("train")), config.batch, seed=config.seed),
+        data=IndexBatches(len(order), config.batch, seed=config.seed),
         evals=[evaluate],
         optim=config.optim,
         config=config,

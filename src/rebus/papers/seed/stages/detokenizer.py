@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rebus.diffusion.flow import flow_loss
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import load_denoiser, psnr
 from rebus.mini.frozen import Frozen, fingerprint, take
+from rebus.mini.looks import Looks, LooksConfig, Shown, drawing_losses, load_looks, weighed
 from rebus.papers.seed.bank import bank_codes, read_vision
 from rebus.papers.seed.detokenizer import (
     SeedDetokenizer,
@@ -61,6 +62,12 @@ class Config:
     """Optimiser steps."""
     lr: float = 4e-4
     """Peak learning rate."""
+    looks: LooksConfig = LooksConfig()
+    """How much it counts what pictures look like."""
+    singles: int = 1
+    """How many times as often as others pictures of one thing come."""
+    begin: str | None = None
+    """A run of this stage under the work folder whose weights it goes on from; none: the base denoiser's."""
     seed: int = 0
     """Order of the pictures."""
 
@@ -75,13 +82,16 @@ CONFIGS = {
 class DetokenizerTraining(nn.Module):
     """The detokenizer, told embeddings or states."""
 
-    def __init__(self, config: Config, detokenizer: SeedDetokenizer | StatesDetokenizer) -> None:
+    def __init__(
+        self, config: Config, detokenizer: SeedDetokenizer | StatesDetokenizer, looks: Looks | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.detokenizer = detokenizer
+        self.looks = looks
 
-    def losses(self, latents: Tensor, given: Tensor) -> Losses:
-        """Velocity error and the draft's error. `given` are image embeddings [I, D] or states_ISC."""
+    def losses(self, latents: Tensor, given: Tensor, pixels: Tensor) -> Losses:
+        """Velocity error, the draft's error, and where it counts what the pictures look like. `given` are image embeddings [I, D] or states_ISC."""
         model = self.detokenizer
         if isinstance(model, SeedDetokenizer):
             level = int(torch.randint(self.config.levels, ()))
@@ -92,8 +102,16 @@ class DetokenizerTraining(nn.Module):
         told_I = torch.rand(len(latents)) >= self.config.untold
         for part in ("tokens_ISC", "vector_ID", "extra_Iehw"):
             condition = condition.where(told_I, part)
-        flow = flow_loss(model.denoiser, latents, condition.detach(), shift=model.config.shift)
-        return Losses(flow + draft, {"flow": flow, "draft": draft})
+        drawn, parts = drawing_losses(
+            model.denoiser,
+            model.codec,
+            self.looks,
+            self.config.looks,
+            Shown(latents, pixels, told_I),
+            condition.detach(),
+            shift=model.config.shift,
+        )
+        return Losses(drawn + draft, {**parts, "draft": draft})
 
 
 def stage(config: Config, work: Path) -> Stage:
@@ -109,6 +127,10 @@ def stage(config: Config, work: Path) -> Stage:
     if isinstance(model, SeedDetokenizer):
         model.draft.load_state_dict(draft.state_dict())
     model.codec.load_state_dict(data.codec.state_dict())
+    if config.begin is not None:
+        held = load_file(work / config.begin / "weights.safetensors")
+        stored = {name.removeprefix("detokenizer."): x.float() for name, x in held.items()}
+        model.load_state_dict({**model.state_dict(), **stored})
 
     @torch.no_grad()
     def rebuilt(split: str, i: np.ndarray) -> Tensor:
@@ -125,12 +147,14 @@ def stage(config: Config, work: Path) -> Stage:
     def true(split: str, i: np.ndarray) -> Tensor:
         return data.states(split, i) if isinstance(model, StatesDetokenizer) else data.rows(split, i, "embeddings")[0]
 
-    module = DetokenizerTraining(config, model)
+    module = DetokenizerTraining(config, model, load_looks(config.looks))
+    order = weighed(data, config.singles)
 
-    def step(module: DetokenizerTraining, i: np.ndarray) -> Losses:
+    def step(module: DetokenizerTraining, numbers: np.ndarray) -> Losses:
+        i = order[numbers]
         (latents,) = data.rows("train", i, "latents")
         told = true if torch.rand(()) < config.true_share else coded
-        return module.losses(latents, told("train", i))
+        return module.losses(latents, told("train", i), data.bank("train").pixels(i))
 
     def evaluate() -> Iterator[tuple[str, float]]:
         singles = data.singles("val", 64)
@@ -154,7 +178,7 @@ def stage(config: Config, work: Path) -> Stage:
         module=module,
         step=step,
         trainable=[Trainable(f"detokenizer.{part}.*", config.lr) for part in ("denoiser", "draft")],
-        data=IndexBatches(len(data.bank("train")), config.batch, seed=config.seed),
+        data=IndexBatches(len(order), config.batch, seed=config.seed),
         evals=[evaluate],
         optim=Optim(
             steps=config.steps, warmup=min(50, config.steps // 5), weight_decay=0.01, ema=0.998, min_lr_ratio=0.05

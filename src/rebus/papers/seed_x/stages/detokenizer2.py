@@ -21,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from rebus.data.edit_pairs import EditBatches
 from rebus.data.pairs import needed
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import psnr
+from rebus.mini.looks import LooksConfig, weighed
 from rebus.papers.seed_x.decoder_training import FIRST, SECOND, DecoderTraining, drawn, edit_figures, second_decoder
 from rebus.papers.seed_x.detokenizer import FIRST_STAGE, SECOND_STAGE, SeedXDetokenizerConfig
 from rebus.papers.seed_x.edit_bank import EditBankConfig, Seen
@@ -57,6 +59,14 @@ class Config:
     blurred: float = 0.0
     """Mini only (conditioning augmentation): share of pictures whose features are drawn towards the mean and made noisy, as those that a language model
     regresses are; the decoder then learns to do with them."""
+    looks: LooksConfig = LooksConfig()
+    """Mini only: how much it counts what pictures look like."""
+    singles: int = 1
+    """Mini only: how many times as often as others pure pictures of one thing come."""
+    begin: str | None = None
+    """Mini only: a run of this stage under the work folder whose weights it goes on from; none: the first stage's."""
+    learns: tuple[str, ...] = ("adapter", "draft", "denoiser")
+    """Mini only: parts of the decoder that learn."""
     batch: int = 256
     """Pictures of one step."""
     lr: float = 1e-4
@@ -130,16 +140,22 @@ def on_bank(config: Config, first: SeedXDetokenizerConfig, work: Path) -> Stage:
     torch.manual_seed(config.seed)
     seen = Seen(work, config.detokenizer.strip, config.bank)
     model = second_decoder(first, config.detokenizer, seen)
-    count = len(seen.banks["train"])
+    if config.begin is not None:
+        held = load_file(work / config.begin / "weights.safetensors")
+        stored = {name.removeprefix("detokenizer."): x.float() for name, x in held.items()}
+        model.load_state_dict({**model.state_dict(), **stored})
+    edited, order = seen.banks["train"], weighed(seen.data, config.singles)
 
-    def step(module: DecoderTraining, i: np.ndarray) -> Losses:
-        edits = round(config.share * len(i))
-        pure_latents, pure_ISC = seen.pure("train", i[edits:])
-        latents, x_ISC, source = seen.edited("train", torch.randint(count, (edits,)).numpy())
+    def step(module: DecoderTraining, numbers: np.ndarray) -> Losses:
+        edits = round(config.share * len(numbers))
+        pure, which = order[numbers[edits:]], torch.randint(len(edited), (edits,)).numpy()
+        pure_latents, pure_ISC = seen.pure("train", pure)
+        latents, x_ISC, source = seen.edited("train", which)
         return module.losses(
             torch.cat([latents, pure_latents]),
             torch.cat([x_ISC, pure_ISC]),
             torch.cat([source, torch.zeros_like(pure_latents)]),
+            pixels_I3hw=torch.cat([edited.pixels(which, 1), seen.data.bank("train").pixels(pure)]),
         )
 
     def evaluate() -> Iterator[tuple[str, float]]:
@@ -158,10 +174,11 @@ def on_bank(config: Config, first: SeedXDetokenizerConfig, work: Path) -> Stage:
             unseen=config.unseen,
             blurred=config.blurred,
             examples_ISC=seen.examples(),
+            looks=config.looks,
         ),
         step=step,
-        trainable=[Trainable(f"detokenizer.{part}.*", config.lr) for part in ("adapter", "draft", "denoiser")],
-        data=IndexBatches(len(seen.data.bank("train")), config.batch, seed=config.seed),
+        trainable=[Trainable(f"detokenizer.{part}.*", config.lr) for part in config.learns],
+        data=IndexBatches(len(order), config.batch, seed=config.seed),
         evals=[evaluate],
         optim=config.optim,
         config=config,

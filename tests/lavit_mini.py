@@ -14,6 +14,8 @@ from rebus.diffusion.draft import GridDraftConfig
 from rebus.diffusion.vae import LatentCodec, VaeConfig
 from rebus.mini import denoiser
 from rebus.mini.vision import MINI_VIT, MiniVision, VisionConfig
+from rebus.nn.patch_codes import PatchCodesConfig
+from rebus.nn.word_drawings import WordDrawingsConfig
 from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.lavit.decoder import DecoderConfig
 from rebus.papers.lavit.language import LanguageConfig
@@ -39,11 +41,23 @@ SYSTEM = LavitConfig(
     tokenizer=TOKENIZER,
     projector=MERGER,
     grammar=mini(262, 32, 64, fewest=2, most=60),
-    language=LanguageConfig(base=TINY.language.base, new_words=34, lora_rank=2, lora_alpha=4),
+    language=LanguageConfig(
+        base=TINY.language.base,
+        new_words=34,
+        lora_rank=2,
+        lora_alpha=4,
+        codes=PatchCodesConfig(
+            begin=262,
+            end=263,
+            codes=32,
+            width=8,
+            draws=WordDrawingsConfig(words=3, rank=4, hidden=8, depth=1, choices=200, apart=2),
+        ),
+    ),
     detokenizer=MiniDetokenizerConfig(decoder=DECODER, codes=32, draft=DRAFT, steps=2),
     weights="lavit-mini",
     base="mini",
-    words=WordReadingsConfig(grid=2, words=2, rank=8, choices=128),
+    words=WordReadingsConfig(grid=2, words=2, rank=8, names=128),
 )
 WIDE = replace(SYSTEM, grammar=replace(SYSTEM.grammar, visual_loss=True))
 

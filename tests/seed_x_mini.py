@@ -42,7 +42,7 @@ SYSTEM = replace(
         into=ResamplerConfig(grid=4, width=32, heads=2, source_width=192),
         out_of=ResamplerConfig(grid=4, width=192, heads=4, source_width=32),
         says=WordDrawingsConfig(rank=4, hidden=8, depth=1, choices=256),
-        words=WordReadingsConfig(grid=2, rank=8, choices=128),
+        words=WordReadingsConfig(grid=2, rank=8, names=128),
     ),
     grammar=mini(262, 16, vectors=64, context=2048, locations=32),
     language=LanguageConfig(

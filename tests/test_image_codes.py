@@ -33,7 +33,7 @@ CONFIG = ImageCodesConfig(
     codes=PLACES * EACH,
     places=PLACES,
     width=WIDTH,
-    reads=WordReadingsConfig(grid=1, words=2, rank=3, choices=8),
+    reads=WordReadingsConfig(grid=1, words=2, rank=3, names=8),
     draws=WordDrawingsConfig(words=2, rank=3, hidden=8, depth=1, choices=8, apart=2),
 )
 
@@ -52,9 +52,10 @@ def model(config: ImageCodesConfig = CONFIG) -> tuple[InterleavedLM, SeedGrammar
         for name, x in codes.named_parameters():
             if name != "sharpness":
                 x.normal_(generator=own)
-        for words in (codes.reads, codes.draws):
-            if words is not None:
-                words.ids_W[:5] = torch.tensor([5, 70, 71, 80, 90])
+        if codes.reads is not None:
+            codes.reads.words_QK[:3] = torch.tensor([[5, 70], [71, 80], [90, 5]])
+        if codes.draws is not None:
+            codes.draws.ids_W[:5] = torch.tensor([5, 70, 71, 80, 90])
     return lm.eval(), SeedGrammar(text, mini(262, 16, PLACES, per_query=True), "seed test"), codebook_VC
 
 
@@ -113,7 +114,7 @@ def test_step_by_step_codes_are_chosen_as_in_one_pass() -> None:
         while not decoder.idle:
             decoder.step()
             stream = reply.branches[0].main
-            if stream.wanted_C is not None:
+            if stream.wanted is not None:
                 told.append(stream.logits_V[FIRST : FIRST + 16])
         ids_1L = torch.tensor([[*prompt.ids, *reply.ids]])
         hidden = lm.llm.hidden(lm.llm.embed(ids_1L), torch.arange(ids_1L.shape[1])[None])
@@ -148,7 +149,7 @@ def test_in_the_loss_codes_compete_with_those_of_their_place() -> None:
     torch.testing.assert_close(log_likelihoods(lm, batch), -torch.stack(lost).sum()[None])
     # rows of codes are not there to be learned, and all that is known of codes is part of the model's own weights
     assert isinstance(lm.llm.rows.output, MarkRows) and lm.llm.rows.output.weight_VD.shape == (2, 32)
-    assert {"codes.draws.out.weight", "codes.reads.ids_W", "codes.beside.bias"} <= set(own_names(lm.llm))
+    assert {"codes.draws.out.weight", "codes.reads.words_QK", "codes.beside.bias"} <= set(own_names(lm.llm))
     assert not any("codebook" in name for name in lm.llm.state_dict())
 
 

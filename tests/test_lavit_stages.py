@@ -10,8 +10,9 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lavit_mini import DECODER, RECONSTRUCTION, SYSTEM, TOKENIZER, WIDE, write_work
 from rebus.data.emoji import EmojiDocuments
@@ -20,7 +21,7 @@ from rebus.document import Document, Image, assistant, user
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig
 from rebus.grammar import Allow
-from rebus.mini.frozen import Frozen
+from rebus.mini.frozen import Frozen, named_tokens
 from rebus.mini.named import load_named
 from rebus.mini.pack import pack as pack_shared
 from rebus.nn.text_tokenizer import ByteTokenizer
@@ -33,6 +34,7 @@ from rebus.papers.lavit.mini_detokenizer import MiniDetokenizerConfig
 from rebus.papers.lavit.pack import pack, unpack
 from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.stages import (
+    drawing,
     naming,
     stage1a_selector,
     stage1b_codebook,
@@ -61,6 +63,9 @@ PIXELS = stage3_pixels.Config(
     true_share=0.5,
     batch=2,
     optim=Optim(steps=1, precision="fp32", ema=0.9),
+)
+DRAWING = drawing.Config(
+    system=SYSTEM, copies=2, batch=2, depth=1, named=2, wordings=1, written=2, lr=1e-2, optim=SHORT
 )
 FOURTH = stage4_instruct.Config(**LANGUAGE, mix={"request": 0.5, "describe": 0.5})
 
@@ -254,8 +259,7 @@ def test_reading_begins_as_naming_left_it(work: Path) -> None:
         x_INC = Frozen(work).vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
         keep_IN = stage.module.tokenizer.keep(x_INC)
         x_ISC = kept_parts(projector.merger.kept(x_INC, keep_IN), keep_IN, 2)
-        table_WD = projector.words.table()
-        said_IK = projector.words.ids_W[projector.words.logits(x_ISC, table_WD).argmax(-1)]
+        said_IK = projector.words.words_QK[projector.words.logits(x_ISC).argmax(-1)]
     aim_IK = words_of_names(ByteTokenizer(), held.names, 2)[held.name_N]
     assert (said_IK == aim_IK).all(
         1
@@ -265,7 +269,7 @@ def test_reading_begins_as_naming_left_it(work: Path) -> None:
     assert {name for name in names if ".layers.1." in name} and 0 <= result.evals["train/said"] <= 1
     left = load_file(work / "lavit.naming" / "weights.safetensors")
     fitted = [name for name in left if name.startswith(("lm.input_projector.words.", "lm.input_projector.merger."))]
-    assert "lm.input_projector.words.ids_W" in fitted and "lm.input_projector.merger.norm.weight" in fitted
+    assert "lm.input_projector.words.words_QK" in fitted and "lm.input_projector.merger.norm.weight" in fitted
     for name in fitted:
         torch.testing.assert_close(left[name], begun[name], atol=1e-5, rtol=1e-5)
     assert not torch.equal(begun["lm.input_projector.proj.weight"], left["lm.input_projector.proj.weight"])
@@ -332,15 +336,57 @@ def test_a_long_document_is_cut_before_an_image_that_does_not_fit(work: Path) ->
 # ------------------------------------------------------------------------------------------------ stage 3, packing
 
 
-def test_the_mini_is_packed_and_loaded_as_it_was_trained(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def taught(work: Path) -> None:
+    """Lets the language model learn what it learns before it draws, where it has not yet."""
     for name, made in (
         (stage2_language.NAME, (stage2_language, THIRD)),
         (stage4_instruct.NAME, (stage4_instruct, FOURTH)),
     ):
         if not (work / name).exists():
             run(replaced(made[0].stage(made[1], work)), work)
+
+
+def test_what_is_drawn_is_said_in_words_that_are_learned(work: Path) -> None:
+    taught(work)
+    stage = drawing.stage(DRAWING, work)
+    codes, before = stage.module.lm.llm.codes, load_file(work / stage4_instruct.NAME / "weights.safetensors")
+    begun = stage.module.state_dict()
+    assert before and all(torch.equal(begun[name], x) for name, x in before.items() if ".codes." not in name)
+    # what words look like was fitted to whether patches are kept, and to their codes
+    tokens, _, _ = named_tokens(Frozen(work), "train", copies=2)
+    keep_IN, ids = drawing.tokens_of(stage.module.tokenizer, tokens, len(load_named(work, "train")))
+    torch.testing.assert_close(codes.draws.centre_SC, codes.aim(keep_IN, ids).mean(0))
+    wanted_IPX = codes.aim(keep_IN, ids)[:2]
+    codes_IT = pad_sequence(ids[:2], batch_first=True, padding_value=-1)
+    said_IUV = codes.follow(wanted_IPX, codes_IT)
+    nats = [-said_IUV[i, t, k] for i in range(2) for t, k in enumerate([*(ids[i] + 1).tolist(), 0])]
+    torch.testing.assert_close(drawing.code_nats(codes, wanted_IPX, codes_IT), torch.stack(nats).mean())
+    names, result = run(stage, work)
+    assert {"lm.llm.codes.draws.up_KRD", "lm.llm.codes.sharpness"} <= names
+    rest = {name for name in names if ".codes." not in name}
+    assert rest and all(".layers.1." in name and "lora" in name for name in rest)
+    assert 0 <= result.evals["train/wished"] <= 1 and result.evals["train/drawing"] > 0
+    plain = replace(SYSTEM, language=replace(SYSTEM.language, codes=None))
+    with pytest.raises(RebusError, match="and not from words. Give its `language` `codes`"):
+        drawing.stage(replace(DRAWING, system=plain), work)
+
+
+def test_the_image_decoder_goes_on_from_an_earlier_run(work: Path) -> None:
+    stage = stage3_pixels.stage(PIXELS, work)
+    held = {name: x + 0.5 for name, x in stage.module.state_dict().items() if ".draft." in name}
+    (work / "earlier").mkdir()
+    save_file(held, work / "earlier" / "weights.safetensors")
+    again = stage3_pixels.stage(replace(PIXELS, begin="earlier", singles=2), work).module.state_dict()
+    for name, x in stage.module.state_dict().items():
+        assert torch.equal(again[name], held.get(name, x)), name
+
+
+def test_the_mini_is_packed_and_loaded_as_it_was_trained(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught(work)
+    if not (work / drawing.NAME).exists():
+        run(replaced(drawing.stage(DRAWING, work)), work)
     stage = stage3_pixels.stage(PIXELS, work)
     names, result = run(stage, work)
     assert tops(names) == {"detokenizer.denoiser", "detokenizer.draft"}

@@ -76,7 +76,7 @@ SYSTEM = replace(
             codes=16,
             places=4,
             width=TOKENIZER.code_width,
-            reads=WordReadingsConfig(grid=1, words=2, rank=4, choices=200),
+            reads=WordReadingsConfig(grid=1, words=2, rank=4, names=200),
             draws=WordDrawingsConfig(words=3, rank=4, hidden=8, depth=1, choices=200, apart=2),
         ),
     ),
@@ -159,7 +159,7 @@ def test_what_stage_1_learned_of_texts_stays_for_retrieval(trained: Trained, mon
 def test_stage_3_begins_as_naming_left_it(trained: Trained) -> None:
     named = stage3_pretrain.language_weights(trained.work / "seed.naming")
     assert {name.partition("layers.")[2][:1] for name in named} == {"", "0", "1"}
-    assert {"codes.reads.up_KRD", "codes.draws.out.weight"} <= set(named)
+    assert {"codes.reads.names_QR", "codes.draws.out.weight"} <= set(named)
     stage = stage3_pretrain.stage(replace(stage3_pretrain.CONFIGS["mini"], **CHAIN[stage3_pretrain]), trained.work)
     begun = stage.module.lm.llm.state_dict()
     assert all(torch.equal(begun[name], x) for name, x in named.items())

@@ -101,8 +101,7 @@ def test_a_views_last_slots_are_words_of_its_name_and_stay_so(folder: Path, tmp_
     held = load_named(work, "train")
     with torch.no_grad():
         x_INC = Frozen(work).vision.vit(held.pixels(torch.arange(len(held))))[:, 1:]
-        table_WD = projector.words.table()
-        said_IK = projector.words.ids_W[projector.words.logits(parts(x_INC, 2), table_WD).argmax(-1)]
+        said_IK = projector.words.words_QK[projector.words.logits(parts(x_INC, 2)).argmax(-1)]
     assert (said_IK == words_of_names(ByteTokenizer(), held.names, 4)[held.name_N]).all(1).float().mean() > 0.5
     rates = {entry.pattern: entry.lr for entry in stage.trainable}
     assert rates[WORDS] == PRETRAIN.word_lr < 1e-3 * rates["lm.input_projector.*"]
@@ -110,7 +109,7 @@ def test_a_views_last_slots_are_words_of_its_name_and_stay_so(folder: Path, tmp_
     stage.evals, stage.gates = [], []
     fit(stage, tmp_path / "seed_x.pretrain", device="cpu")
     left = load_file(tmp_path / "seed_x.pretrain" / "weights.safetensors")
-    assert len(begun) == 8
+    assert len(begun) == 6
     for name, x in begun.items():
         torch.testing.assert_close(left[f"lm.input_projector.words.{name}"], x, atol=1e-5, rtol=1e-5)
 

@@ -29,8 +29,8 @@ class Stream:
     unread: list[int] = field(default_factory=list)
     logits_V: Tensor | None = None
     """what the model says comes next, once all is read"""
-    wanted_C: Tensor | None = None
-    """what the codes of the image being written are to add up to, where the model says so"""
+    wanted: Tensor | None = None
+    """what the image being written is to be, where the model says so before it writes codes"""
 
 
 @dataclass(eq=False)

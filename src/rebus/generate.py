@@ -163,22 +163,21 @@ class Decoder:
                 self._choose_codes(stream, hidden_SLD[index, -1])
 
     def _choose_codes(self, stream: Stream, hidden_D: Tensor) -> None:
-        """Of a model that says what an image's codes are to add up to: how likely each is to come next."""
+        """Of a model that says what an image is to be before it writes its codes: how likely each is to come next."""
         codes = self.lm.llm.codes
         if codes is None or codes.draws is None or not stream.read:
             return
-        if stream.read[-1] == codes.config.begin:
-            stream.wanted_C = codes.wanted(hidden_D[None], sharper=codes.draws.config.sharper)[0]
+        begins = stream.read[-1] == codes.begin
+        if begins:
+            stream.wanted = codes.wanted(hidden_D[None], sharper=codes.draws.config.sharper)[0]
         written = codes.summed.open_end(stream.read)
-        if stream.wanted_C is None or (not written and stream.read[-1] != codes.config.begin):
-            stream.wanted_C = None
+        if stream.wanted is None or not (written or begins):
+            stream.wanted = None
             return
-        sum_1C = codes.sums(torch.tensor([written or [0]], device=hidden_D.device))[:, -1]
         assert stream.logits_V is not None
+        first, own_V = codes.following(stream.wanted, hidden_D, written)
         stream.logits_V = stream.logits_V.clone()
-        first, count = codes.config.first, codes.config.codes
-        own_V = codes.logits(stream.wanted_C[None], hidden_D[None], sum_1C)[0]
-        stream.logits_V[first : first + count] = own_V.to(stream.logits_V.dtype)
+        stream.logits_V[first : first + len(own_V)] = own_V.to(stream.logits_V.dtype)
 
     def _vectors(self, stream: Stream) -> Tensor:
         """L x D: the prompt, if it is unread, and the unread words."""

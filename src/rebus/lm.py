@@ -20,6 +20,7 @@ from rebus.nn.row_cache import RowCache
 from rebus.nn.text_model import TextModel
 from rebus.nn.word_drawings import WordDrawings
 from rebus.nn.word_readings import WordReadings
+from rebus.nn.written_codes import CodePositions
 from rebus.sequence import Batch, Collated, Counts, Sequence, collate
 from rebus.visual import Features, Patches
 
@@ -65,16 +66,6 @@ class Losses:
     """next-token cross-entropy, mean over the supervised words"""
     image: Tensor | None
     """the output projector's regression loss; None where there is no image to regress"""
-
-
-@dataclass(frozen=True)
-class CodePositions:
-    """New words that the grammar allows at one place of an image each: `places` blocks of `each` words, one behind the other
-    from the new word `first` on (the first new word is 0)."""
-
-    first: int
-    places: int
-    each: int
 
 
 class InterleavedLM(nn.Module):
@@ -221,7 +212,7 @@ def _lost(
     they add up to always compete with those of their own place."""
     codes = llm.codes if llm.codes is not None and llm.codes.draws is not None else None
     if codes is not None:
-        places = CodePositions(codes.config.first - llm.words, codes.config.places, codes.each)
+        places = codes.positions(llm.words)
     before_BLD, next_BL = hidden_BLD[:, :-1], ids_BL[:, 1:]
     if places is None:
         return F.cross_entropy(llm.logits(before_BLD[target_BL]).float(), next_BL[target_BL], reduction="none")

@@ -11,6 +11,7 @@ Dimension key: B batch · L length · T places of a batch · I images · K words
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from rebus.nn.running_sums import SummedWords
 from rebus.nn.text_model import TextModel
 from rebus.nn.word_drawings import WordDrawings, WordDrawingsConfig
 from rebus.nn.word_readings import WordReadings, WordReadingsConfig
+from rebus.nn.written_codes import CodePositions
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,22 @@ class ImageCodes(nn.Module):
         self.config, self.each = config, config.codes // config.places
         self.summed = SummedWords(config.first, config.codes)
         self.register_buffer("codebook_VC", torch.zeros(config.codes, config.width), persistent=False)
-        self.reads = None if config.reads is None else WordReadings(config.reads, config.width, width)
+        self.reads = None if config.reads is None else WordReadings(config.reads, config.width)
         self.draws = None if config.draws is None else WordDrawings(config.draws, width, 1, config.width)
         self.beside = nn.Linear(width, config.width) if self.draws is not None else None
         if self.beside is not None:
             nn.init.zeros_(self.beside.weight)
             nn.init.zeros_(self.beside.bias)
         self.sharpness = nn.Parameter(torch.tensor(-1.0)) if self.draws is not None else None
+
+    @property
+    def begin(self) -> int:
+        """Id of the mark that begins an image."""
+        return self.config.begin
+
+    def positions(self, words: int) -> CodePositions:
+        """Which words compete where the vocabulary had so many `words` before: those of one place."""
+        return CodePositions(self.config.first - words, self.config.places, self.each)
 
     def look_up_in(self, llm: TextModel) -> None:
         """Whose words are read and said."""
@@ -100,6 +111,12 @@ class ImageCodes(nn.Module):
         left_TC = wanted_TC + self.beside(hidden_TD.to(self.beside.weight)) - sum_TC
         near_TV = left_TC @ self.codebook_VC.T - self.codebook_VC.square().sum(1) / 2
         return near_TV.float() * self.sharpness.exp()
+
+    def following(self, wanted_C: Tensor, hidden_D: Tensor, written: Sequence[int]) -> tuple[int, Tensor]:
+        """What comes next in an image that is drawn, behind the codes that are `written` of it: the first code, and the logits of all."""
+        which_N = torch.tensor(written, dtype=torch.int64, device=wanted_C.device) - self.config.first
+        so_far_1C = self.codebook_VC[which_N].float().sum(0, keepdim=True)
+        return self.config.first, self.logits(wanted_C[None], hidden_D[None], so_far_1C)[0]
 
     def next_logits(self, hidden_BLD: Tensor, ids_BL: Tensor, where_BL: Tensor) -> Tensor:
         """The same behind some words of whole rows, [T, V]: each must stand within an image whose beginning is in the row."""

@@ -54,11 +54,11 @@ class Rows(nn.Module):
 
 
 class MarkRows(Rows):
-    """Trained rows of the last new words; those of the `blank` before them, which something else chooses, are zeros."""
+    """Trained rows of marks; those of the `blank` words before them and the `behind` after them, which something else chooses, are zeros."""
 
-    def __init__(self, weight_VD: Tensor, blank: int) -> None:
+    def __init__(self, weight_VD: Tensor, blank: int, behind: int = 0) -> None:
         super().__init__(weight_VD)
-        self.blank = blank
+        self.blank, self.behind = blank, behind
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids of any shape, counted from the first new word → x of that shape and D."""
@@ -66,7 +66,7 @@ class MarkRows(Rows):
 
     def table(self) -> Tensor:
         """All rows, V x D."""
-        return F.pad(self.weight_VD, (0, 0, self.blank, 0))
+        return F.pad(self.weight_VD, (0, 0, self.blank, self.behind))
 
 
 class CodebookRows(nn.Module):

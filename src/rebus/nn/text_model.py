@@ -28,7 +28,7 @@ from rebus.nn.running_sums import SummedWords
 from rebus.nn.text_attention import NAME
 
 if TYPE_CHECKING:  # which looks words up in this model
-    from rebus.nn.image_codes import ImageCodes
+    from rebus.nn.written_codes import WrittenCodes
 
 
 class TextModel(nn.Module):
@@ -45,10 +45,10 @@ class TextModel(nn.Module):
         self.words: int = base.get_input_embeddings().num_embeddings
         self.summed: SummedWords | None = None
         """words that are read as the sum of those that stand side by side with them so far; none: all are read alone"""
-        self.codes: ImageCodes | None = None
+        self.codes: WrittenCodes | None = None
 
-    def tell_codes(self, codes: ImageCodes) -> TextModel:
-        """Give the model what it knows of codes that add up. Returns self."""
+    def tell_codes(self, codes: WrittenCodes) -> TextModel:
+        """Give the model what it knows of codes beyond their rows. Returns self."""
         self.codes = codes
         codes.look_up_in(self)
         return self

@@ -42,7 +42,9 @@ def bank_codes(data: Frozen, split: str, tokenizer: LavitTokenizer) -> np.ndarra
             row_N[: len(ids_N)] = ids_N
         return rows_IN
 
-    return data.derive(f"lavit_codes_{tokenizer.selection}", split, run, of=fingerprint(tokenizer, data.vision_print))
+    odds = tokenizer.config.keep_odds
+    made_of = fingerprint(tokenizer, data.vision_print, *([f"odds {odds}"] if odds else []))
+    return data.derive(f"lavit_codes_{tokenizer.selection}", split, run, of=made_of)
 
 
 def unpadded(rows_IN: np.ndarray) -> list[Tensor]:

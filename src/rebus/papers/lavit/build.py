@@ -19,7 +19,13 @@ from rebus.nn.text_tokenizer import TextTokenizer, read_tokenizer
 from rebus.packages import embedded
 from rebus.papers.lavit.detokenizer import LavitDetokenizer
 from rebus.papers.lavit.grammar import LavitGrammar
-from rebus.papers.lavit.language import LanguageConfig, MergedLanguageConfig, build_language
+from rebus.papers.lavit.language import (
+    LanguageConfig,
+    MergedLanguageConfig,
+    build_language,
+    share_codebook,
+    take_codes,
+)
 from rebus.papers.lavit.mini_detokenizer import MiniDetokenizer, MiniDetokenizerConfig
 from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.tokenizer import LavitTokenizer
@@ -53,10 +59,10 @@ def build(
     shared = None if saved is None else saved.shared()
     source = "lavit random" if saved is None else f"{saved.name} {saved.hash('tokenizer')}"
     number = dtype or fast_dtype(device)
-    tokenizer = (
-        read_tokenizer_part(config, saved, shared, source, generator) if _needed("tokenizer", parts, saved) else None
-    )
+    tokenizer = read_tokenizer_part(config, saved, shared, source, generator) if _needed(config, parts, saved) else None
     lm, text = _language(config, saved, "lm" in parts, base_llm, number, generator)
+    if tokenizer is not None:
+        share_codebook(lm.llm, tokenizer.quantizer.codebook_KC)
     detokenizer: Drawer | None = None
     if "detokenizer" in parts:
         detokenizer = _detokenizer(config, tokenizer, saved, shared, source, number, generator)
@@ -92,9 +98,11 @@ def _embedded(name: str) -> Path:
         ) from None
 
 
-def _needed(part: str, parts: Collection[str], saved: SavedSystem | None) -> bool:
-    """Random weights are drawn for the tokenizer first, whose codebook the detokenizer takes."""
-    return part in parts or (saved is None and "detokenizer" in parts)
+def _needed(config: LavitConfig, parts: Collection[str], saved: SavedSystem | None) -> bool:
+    """Whether the tokenizer is. Random weights are drawn for it first, whose codebook the detokenizer takes; a language model that writes
+    codes from words takes it too."""
+    writes = config.language.codes is not None and "lm" in parts
+    return "tokenizer" in parts or (saved is None and "detokenizer" in parts) or writes
 
 
 def read_tokenizer_part(
@@ -138,6 +146,7 @@ def _language(
         text = read_tokenizer(saved.folder)
         with without_weights():
             llm = TextModel(build_causal_lm(dict(config.language.model)).requires_grad_(False))
+            take_codes(llm, config.language)
     else:
         llm, text = build_language(config.language, base=base, dtype=dtype, generator=generator)
     with contextlib.nullcontext() if saved is None else without_weights():

@@ -2,7 +2,7 @@
 (section 3.2). While it is trained the new words have rows of their own (`LanguageConfig`); as released they are part of
 its one table (`MergedLanguageConfig`).
 
-Dimension key: V new words · D language-model width
+Dimension key: V new words, or codes · C code width · D language-model width
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from rebus.mini.llm import read_base
 from rebus.nn.lora import LLAMA_PROJECTIONS, add_lora
-from rebus.nn.new_rows import RowInit
+from rebus.nn.new_rows import MarkRows, RowInit
+from rebus.nn.patch_codes import PatchCodes, PatchCodesConfig
 from rebus.nn.text_model import TextModel
 from rebus.nn.text_tokenizer import TextTokenizer
 
@@ -55,6 +58,8 @@ class LanguageConfig:
     """Dropout of what goes into the adapters while training."""
     lora_targets: tuple[str, ...] = LLAMA_PROJECTIONS
     """Projections that have an adapter."""
+    codes: PatchCodesConfig | None = None
+    """How images are written from words that are said before them. (The paper: they are not, codes are words of the vocabulary.)"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class MergedLanguageConfig:
 
     model: Mapping[str, Any] = field(default_factory=lambda: dict(LLAMA_7B))
     """Its `config.json`; the default is LaVIT's on Llama-2-7B, conversion takes the release's own."""
+    codes: PatchCodesConfig | None = None
+    """As `LanguageConfig.codes`; the releases have none."""
 
 
 def build_language(
@@ -77,6 +84,7 @@ def build_language(
     `base` overrides where the base model lies. Raises RebusError when it is not there and cannot be fetched."""
     llm, text = read_base(config.base, folder=base, dtype=dtype, progress=progress)
     llm.extend(config.new_words, input_init=config.rows, generator=generator)
+    take_codes(llm, config)
     if config.lora_rank:
         add_lora(
             llm,
@@ -87,3 +95,26 @@ def build_language(
             generator=generator,
         )
     return llm, text
+
+
+def take_codes(llm: TextModel, config: LanguageConfig | MergedLanguageConfig) -> None:
+    """How the model is to write codes; rows that no longer say which one comes next are left out."""
+    if config.codes is None:
+        return
+    llm.tell_codes(PatchCodes(config.codes, llm.width))
+    if llm.rows is not None:
+        table_VD = llm.rows.output.table()
+        marks = len(table_VD) - config.codes.codes
+        llm.rows.output = MarkRows(table_VD[:marks].detach().clone(), 0, config.codes.codes)
+
+
+def patch_codes(llm: TextModel) -> PatchCodes | None:
+    """What the model knows of codes of kept patches; none: nothing."""
+    return llm.codes if isinstance(llm.codes, PatchCodes) else None
+
+
+@torch.no_grad()
+def share_codebook(llm: TextModel, codebook_VC: Tensor) -> None:
+    """Gives what writes codes the tokenizer's, as unit vectors."""
+    if (codes := patch_codes(llm)) is not None:
+        codes.codebook_VC = F.normalize(codebook_VC.detach().to(llm.device, torch.float32), dim=-1)

@@ -22,10 +22,11 @@ from rebus.data.source_batches import Source, SourceBatch, SourceBatches, read_p
 from rebus.document import Document, assistant, user
 from rebus.errors import RebusError
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import CodePositions, InterleavedLM, Losses
+from rebus.lm import InterleavedLM, Losses
 from rebus.nn.precision import BaseNumbers, dtype_of_base
+from rebus.nn.written_codes import CodePositions
 from rebus.papers.lavit.grammar import LavitGrammar
-from rebus.papers.lavit.language import LanguageConfig, build_language
+from rebus.papers.lavit.language import LanguageConfig, build_language, share_codebook
 from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.reconstruction import stage_weights
 from rebus.papers.lavit.selector import Selection
@@ -178,6 +179,7 @@ def begin(
         system.projector, llm.width, generator, running_mean=system.running_mean, words=system.words
     )
     projector.merger.load_state_dict(tokenizer.merger.state_dict())
+    share_codebook(llm, tokenizer.quantizer.codebook_KC)
     tokenizer.choose(selection)
     spelling = replace(system.grammar, visual_loss=visual_loss)
     grammar = LavitGrammar(text, spelling, tokenizer.source)

@@ -15,7 +15,7 @@ from rebus.train.packing import Places, gather, spread
 FIRST, SECOND = "lavit.stage1a_selector", "lavit.stage1b_codebook"
 PLACES: Places = {
     "tokenizer": [(FIRST, "tokenizer."), (SECOND, "tokenizer.")],
-    "lm": [("lavit.stage2_language", "lm."), ("lavit.stage4_instruct", "lm.")],
+    "lm": [("lavit.stage2_language", "lm."), ("lavit.stage4_instruct", "lm."), ("lavit.drawing", "lm.")],
     "detokenizer": [(FIRST, "detokenizer."), (SECOND, "detokenizer."), ("lavit.stage3_pixels", "detokenizer.")],
 }
 ELSEWHERE = ("codebook_KE", "codec.", "norm.")

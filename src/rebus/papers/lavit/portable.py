@@ -14,7 +14,7 @@ from rebus.mini.outline import outline_llm
 from rebus.nn.whole import whole_config, whole_tensors
 from rebus.papers.lavit.build import own_tensors
 from rebus.papers.lavit.detokenizer import LavitDetokenizer
-from rebus.papers.lavit.language import MergedLanguageConfig
+from rebus.papers.lavit.language import MergedLanguageConfig, take_codes
 from rebus.papers.lavit.mini_detokenizer import MiniDetokenizer, MiniDetokenizerConfig
 from rebus.papers.lavit.projectors import LavitInputProjector
 from rebus.papers.lavit.tokenizer import LavitTokenizer
@@ -29,7 +29,7 @@ def portable(system: System) -> Portable:
     config, lm = system.config, system.lm
     text = text_files(system)
     if text:
-        language = MergedLanguageConfig(whole_config(lm.llm))
+        language = MergedLanguageConfig(whole_config(lm.llm), config.language.codes)
     else:  # it reads bytes; its random base is written out
         language = replace(config.language, lora_rank=0)
     config = replace(config, language=language, weights=None, base=None)
@@ -49,6 +49,7 @@ def outline(config: LavitConfig) -> tuple[nn.Module, InterleavedLM, nn.Module]:
             llm = outline_llm(config.language.model)
         else:
             llm = outline_llm(config.language.base, new_words=config.language.new_words)
+        take_codes(llm, config.language)
         detokenizer: nn.Module
         if isinstance(config.detokenizer, MiniDetokenizerConfig):
             detokenizer = MiniDetokenizer(config.detokenizer, source="")

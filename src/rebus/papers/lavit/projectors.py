@@ -38,7 +38,7 @@ class LavitInputProjector(nn.Module):
         self.merger = Merger(config, generator)
         self.proj = nn.Linear(config.width, llm_width)
         init_linears(self.proj, generator)
-        self.words = None if words is None else WordReadings(words, config.width, llm_width)
+        self.words = None if words is None else WordReadings(words, config.width)
 
     def forward(self, inputs: list[Features | Patches]) -> Tensor:
         """T x D, the kept patches of all images in order. Raises RebusError for anything but patches of this width."""

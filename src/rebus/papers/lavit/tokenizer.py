@@ -24,6 +24,7 @@ from rebus.nn.quantize import VectorQuantizer
 from rebus.nn.vit import ViT, ViTConfig
 from rebus.papers.lavit.merger import Merger, MergerConfig
 from rebus.papers.lavit.selector import (
+    KEEP,
     Selection,
     Selector,
     at_least_one,
@@ -57,6 +58,9 @@ class LavitTokenizerConfig:
     tokens each time; ours has the same ones."""
     budget: int | None = None
     """`topk`: patches that are kept."""
+    keep_odds: float = 0.0
+    """Added to a patch's log-odds of being kept, but in a choice of a given number: below 0 images have fewer tokens than in training.
+    (The published code: 0.)"""
     selector_std: float = 0.02
     """Deviation of the selector's first weights. A layer passes on about 0.02 · √width / 2 of what differs between patches,
     so that a narrow selector begun with the published 0.02 gives all patches one probability and is slow to learn better:
@@ -145,12 +149,22 @@ class LavitTokenizer(nn.Module):
     def keep(self, x_INC: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Features → bool keep_IN, at least one patch an image. `sample` draws from each image's generator (none: from
         one with seed 0)."""
-        logp_IN2 = self.selector(x_INC)
+        logp_IN2 = self.logp(x_INC)
         if self.selection != "sample":
             return self.undiced(logp_IN2)
         generators = generators or [torch.Generator().manual_seed(0) for _ in x_INC]
         noise_IN2 = gumbel_noise(x_INC.shape[1], generators)
         return at_least_one(keep_sampled(logp_IN2, noise_IN2), logp_IN2)
+
+    def logp(self, x_INC: Tensor) -> Tensor:
+        """Features → logp_IN2 of being kept and of being dropped, with the odds that are asked for."""
+        logp_IN2 = self.selector(x_INC)
+        odds = self.config.keep_odds
+        return (
+            logp_IN2
+            if not odds
+            else (logp_IN2 + odds * F.one_hot(logp_IN2.new_tensor(KEEP, dtype=torch.int64), 2)).log_softmax(-1)
+        )
 
     def undiced(self, logp_IN2: Tensor) -> Tensor:
         """What is kept without dice: by the tokenizer's own choice, where that draws by the threshold."""

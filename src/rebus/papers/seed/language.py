@@ -155,11 +155,16 @@ def _rows(config: LanguageConfig, input_VD: Tensor, output_VD: Tensor, generator
             return NewRows(rows, Rows(init_rows(output_VD, config.new_words, start, generator)))
 
 
+def image_codes(llm: TextModel) -> ImageCodes | None:
+    """What the model knows of codes that add up; none: nothing."""
+    return llm.codes if isinstance(llm.codes, ImageCodes) else None
+
+
 @torch.no_grad()
 def share_codebook(lm: InterleavedLM, codebook_VC: Tensor) -> None:
     """Gives rows that are computed from a codebook, and what is made of its sums, the tokenizer's; other rows are left as they are."""
-    if lm.llm.codes is not None:
-        lm.llm.codes.codebook_VC = codebook_VC.detach().to(lm.llm.device, torch.float32, copy=True)
+    if (codes := image_codes(lm.llm)) is not None:
+        codes.codebook_VC = codebook_VC.detach().to(lm.llm.device, torch.float32, copy=True)
     rows = lm.llm.rows
     if rows is not None and isinstance(rows.input, CodebookRows):
         rows.input.codebook_VC.copy_(codebook_VC)

@@ -44,7 +44,7 @@ class SeedXInputProjector(nn.Module):
         super().__init__()
         self.running_mean = running_mean
         self.resampler = Resampler(config, generator)
-        self.words = None if words is None else WordReadings(words, config.source_width, config.width)
+        self.words = None if words is None else WordReadings(words, config.source_width)
         begin_4D = torch.randn(4, config.width, generator=generator) * config.width**-0.5
         self.position_4D = nn.Parameter(begin_4D)
 

@@ -69,7 +69,7 @@ MINI = SeedXConfig(
         out_of=ResamplerConfig(grid=4, width=192, heads=4, source_width=576),
         keeps=True,
         says=WordDrawingsConfig(),
-        words=WordReadingsConfig(rank=192),
+        words=WordReadingsConfig(),
     ),
     grammar=mini(SMOLLM2_WORDS, 16, vectors=64, context=2048),
     language=LanguageConfig(base=BASE_LLM, new_words=new_words(16), lora=LoraConfig(rank=14, alpha=28, dropout=0.0)),

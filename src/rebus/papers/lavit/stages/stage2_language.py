@@ -40,7 +40,7 @@ from rebus.mini.moving import Moved
 from rebus.mini.named import load_named
 from rebus.nn.caption_rows import linear_from_captions, rows_from_captions
 from rebus.nn.name_rows import linear_from_names
-from rebus.nn.new_rows import Rows
+from rebus.nn.new_rows import MarkRows, Rows
 from rebus.nn.precision import BaseNumbers
 from rebus.nn.word_readings import kept_parts, words_of_names
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, unpadded
@@ -256,6 +256,8 @@ def start_rows(module: LanguageTraining, data: Frozen) -> None:
     )
     assert llm.rows is not None and isinstance(llm.rows.input, Rows) and isinstance(llm.rows.output, Rows)
     for rows, begun_KD in zip((llm.rows.input, llm.rows.output), made, strict=True):
+        if isinstance(rows, MarkRows):  # codes are written from words
+            continue
         rows.weight_VD[first : first + spelling.codes] = begun_KD
 
 

@@ -32,6 +32,7 @@ from rebus.nn.image_codes import ImageCodes
 from rebus.nn.word_drawings import WordDrawings
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.grammar import SeedGrammar
+from rebus.papers.seed.language import image_codes
 from rebus.papers.seed.rates import WORDS
 from rebus.papers.seed.stages.naming import CodeNaming
 from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, training
@@ -91,7 +92,7 @@ class Drawing(nn.Module):
     ) -> Losses:
         """The lower layers' states of wishes, [L, D] each, the places of the words that their pictures are drawn from and their codes; codes
         of images to be named, and their names."""
-        codes, draws = written_from_words(self.lm.llm.codes)
+        codes, draws = written_from_words(image_codes(self.lm.llm))
         hidden_ID = last_states(self.lm.llm, self.config.depth, states, 1)[:, 0]
         nats, right = draws.saying(hidden_ID, said_IK.to(hidden_ID.device))
         codes_IN = codes_IN.to(hidden_ID.device)
@@ -164,7 +165,7 @@ def stage(config: Config, work: Path) -> Stage:
     whole = training(config.system, work, template="chat", loss="reply", pack=None, base_dtype="auto")
     layers = len(whole.lm.llm.base.base_model.layers)
     config.check(layers)
-    known, draws = written_from_words(whole.lm.llm.codes)
+    known, draws = written_from_words(image_codes(whole.lm.llm))
     read_stage(whole, work / config.after)
     # what states add to the words was learned beside words that were less sure
     begun_anew(known)

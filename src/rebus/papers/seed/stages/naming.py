@@ -31,6 +31,7 @@ from rebus.nn.text_model import TextModel
 from rebus.nn.word_readings import WordFit, words_of_names
 from rebus.papers.seed.bank import named_codes
 from rebus.papers.seed.grammar import SeedGrammar
+from rebus.papers.seed.language import image_codes
 from rebus.papers.seed.rates import fitted_rates
 from rebus.papers.seed.stages.stage3_pretrain import LanguageTraining, start_rows, training
 from rebus.papers.seed.variants import MINI, SeedConfig
@@ -108,7 +109,7 @@ def stage(config: Config, work: Path) -> Stage:
 @torch.no_grad()
 def fit_readings(whole: LanguageTraining, data: Frozen, generator: torch.Generator) -> None:
     """Fits what reads codes as words to the names of pictures, where the language model has that."""
-    if (codes := whole.lm.llm.codes) is None or codes.reads is None:
+    if (codes := image_codes(whole.lm.llm)) is None or codes.reads is None:
         return
     ids_IN, name_I, names = named_codes(data, whole.tokenizer)
     sums_IC = torch.cat([codes.codebook_VC[some].sum(1) for some in ids_IN.split(1024)])
@@ -120,7 +121,7 @@ def fit_readings(whole: LanguageTraining, data: Frozen, generator: torch.Generat
 @torch.no_grad()
 def fit_drawings(whole: LanguageTraining, data: Frozen, generator: torch.Generator) -> None:
     """Fits what draws from words to what the codes of pictures add up to, where the language model has that."""
-    if (codes := whole.lm.llm.codes) is None or codes.draws is None:
+    if (codes := image_codes(whole.lm.llm)) is None or codes.draws is None:
         return
     wishes = Wishes(load_pictures(data.work / "emoji"), "train", 1)
     ids_IN = named_codes(data, whole.tokenizer)[0][: len(wishes)]

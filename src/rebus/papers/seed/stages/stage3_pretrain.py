@@ -34,7 +34,7 @@ from rebus.document import Document
 from rebus.errors import RebusError
 from rebus.evals.battery import GateConfig, ability_gates
 from rebus.grammar import LossKind, TemplateName
-from rebus.lm import CodePositions, InterleavedLM, Losses
+from rebus.lm import InterleavedLM, Losses
 from rebus.mini.frozen import Frozen
 from rebus.mini.moving import Moved
 from rebus.mini.named_stage import read_stage
@@ -42,6 +42,7 @@ from rebus.nn.caption_rows import rows_from_captions
 from rebus.nn.name_rows import rows_from_names
 from rebus.nn.new_rows import CodebookRows, MarkRows, Rows
 from rebus.nn.precision import BaseNumbers, dtype_of_base
+from rebus.nn.written_codes import CodePositions
 from rebus.papers.seed import tuning
 from rebus.papers.seed.bank import bank_codes, named_codes, read_vision
 from rebus.papers.seed.grammar import SeedGrammar

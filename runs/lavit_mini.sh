@@ -27,8 +27,11 @@ train lavit.stage1a_selector --eval-every 250
 train lavit.stage1b_codebook --eval-every 250
 
 # the language model, beside it the image decoder
-language() { train lavit.naming && train lavit.stage2_language && train lavit.stage4_instruct; }
-pixels() { train lavit.stage3_pixels; }
+language() { train lavit.naming && train lavit.stage2_language && train lavit.stage4_instruct && train lavit.drawing; }
+pixels() { # by the latent's error first, then by what pictures look like too
+  "$rebus" train lavit.stage3_pixels --config mini --work "$work" --out "$work/lavit.stage3_pixels.first" --steps 550 &&
+    train lavit.stage3_pixels --begin lavit.stage3_pixels.first --looks.weight 1 --singles 3 --batch 32 --steps 950 --lr 4e-4
+}
 side_by_side language pixels
 
 [ -f weights/mini/system.json ] || "$rebus" pack mini --work "$work" --output weights/mini

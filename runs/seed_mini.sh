@@ -16,9 +16,11 @@ work=${1:-state}
 "$rebus" train seed.stage1_qformer  --work "$work" --out "$work/seed.stage1_qformer"
 "$rebus" train seed.stage2_codebook --work "$work" --out "$work/seed.stage2_codebook"
 
-# the image decoder: the shared base, then SEED's own
+# the image decoder: the shared base, then SEED's own, by the latent's error first and then by what pictures look like too
 "$rebus" train mini.denoiser    --work "$work" --out "$work/mini.denoiser"
-"$rebus" train seed.detokenizer --work "$work" --out "$work/seed.detokenizer"
+"$rebus" train seed.detokenizer --work "$work" --out "$work/seed.detokenizer.first" --steps 1400
+"$rebus" train seed.detokenizer --work "$work" --out "$work/seed.detokenizer" --begin seed.detokenizer.first \
+  --looks.weight 1 --singles 3 --true-share 0.1 --batch 32 --steps 850 --lr 3e-4
 
 # the language model: what pictures show, then how to speak of them and draw them
 "$rebus" train seed.naming          --work "$work" --out "$work/seed.naming"

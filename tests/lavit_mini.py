@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from rebus.diffusion.draft import GridDraftConfig
 from rebus.diffusion.vae import LatentCodec, VaeConfig
+from rebus.document import Document
 from rebus.mini import denoiser
 from rebus.mini.vision import MINI_VIT, MiniVision, VisionConfig
 from rebus.nn.patch_codes import PatchCodesConfig
@@ -19,12 +22,15 @@ from rebus.nn.word_drawings import WordDrawingsConfig
 from rebus.nn.word_readings import WordReadingsConfig
 from rebus.papers.lavit.decoder import DecoderConfig
 from rebus.papers.lavit.language import LanguageConfig
+from rebus.papers.lavit.language_training import LanguageTraining
 from rebus.papers.lavit.merger import MergerConfig
 from rebus.papers.lavit.mini_detokenizer import MiniDetokenizerConfig
 from rebus.papers.lavit.reconstruction import ReconstructionConfig
 from rebus.papers.lavit.spelling import mini
 from rebus.papers.lavit.tokenizer import LavitTokenizerConfig
 from rebus.papers.lavit.variants import HALF, TINY, LavitConfig
+from rebus.train import FitResult, Stage, fit
+from rebus.visual import Patches
 
 PICTURES = Path(__file__).parent / "data" / "pictures"
 COUNT = {"train": 12, "val": 6}
@@ -84,3 +90,35 @@ def write_work(work: Path) -> Path:
     for name, tensors in parts.items():
         save_file({k: v.contiguous() for k, v in tensors.items()}, work / name / "weights.safetensors")
     return work
+
+
+def run(stage: Stage, work: Path) -> tuple[set[str], FitResult]:
+    """What a run of the stage has changed, and what it says."""
+    before = {name: x.clone() for name, x in stage.module.state_dict().items()}
+    result = fit(stage, work / stage.name, device="cpu")
+    return changed(before, stage.module.state_dict()), result
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    """Names of what is another."""
+    return {name for name, x in after.items() if not torch.equal(before[name], x)}
+
+
+def tops(names: set[str], depth: int = 2) -> set[str]:
+    """How names begin."""
+    return {".".join(name.split(".")[:depth]) for name in names}
+
+
+def replaced(stage: Stage) -> Stage:
+    """The stage without what measures it."""
+    stage.evals = []
+    return stage
+
+
+def targets(module: LanguageTraining, document: Document) -> tuple[int, int]:
+    """How many words are learned at the places of vectors, and elsewhere."""
+    (words,) = module.sequences([document])
+    ((start, stop),) = words.input_spans
+    inside = sum(words.target[start:stop])
+    assert isinstance(words.inputs[0], Patches) and int(words.inputs[0].keep_N.sum()) == stop - start
+    return inside, sum(words.target) - inside

@@ -3,7 +3,6 @@ and loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lavit_mini import DECODER, RECONSTRUCTION, SYSTEM, TOKENIZER, WIDE, write_work
+from lavit_mini import DECODER, RECONSTRUCTION, SYSTEM, TOKENIZER, WIDE, replaced, run, targets, tops, write_work
 from rebus.data.emoji import EmojiDocuments
 from rebus.data.pictures import load_pictures
 from rebus.document import Document, Image, assistant, user
@@ -45,9 +43,9 @@ from rebus.papers.lavit.stages import (
 from rebus.papers.lavit.variants import MINI, VARIANTS
 from rebus.sampling import Sampling
 from rebus.system import load
-from rebus.train import FitResult, Optim, Stage, fit
+from rebus.train import Optim, Stage, fit
 from rebus.train.log import read_journal
-from rebus.visual import Codes, Patches
+from rebus.visual import Codes
 
 SHORT = Optim(steps=2, precision="fp32")
 FIRST = stage1a_selector.Config(loss=RECONSTRUCTION, drawn=0.5, batch=4, lr=1e-3, optim=SHORT)
@@ -68,21 +66,6 @@ DRAWING = drawing.Config(
     system=SYSTEM, copies=2, batch=2, depth=1, named=2, wordings=1, written=2, lr=1e-2, optim=SHORT
 )
 FOURTH = stage4_instruct.Config(**LANGUAGE, mix={"request": 0.5, "describe": 0.5})
-
-
-def run(stage: Stage, work: Path) -> tuple[set[str], FitResult]:
-    """What a run of the stage has changed, and what it says."""
-    before = {name: x.clone() for name, x in stage.module.state_dict().items()}
-    result = fit(stage, work / stage.name, device="cpu")
-    return changed(before, stage.module.state_dict()), result
-
-
-def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
-    return {name for name, x in after.items() if not torch.equal(before[name], x)}
-
-
-def tops(names: set[str], depth: int = 2) -> set[str]:
-    return {".".join(name.split(".")[:depth]) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -207,20 +190,6 @@ def test_a_second_language_stage_goes_on_with_the_first(work: Path) -> None:
     assert all(torch.equal(held[name], x) for name, x in left.items() if name.startswith("lm."))
     names, _ = run(stage, work)
     assert not [name for name in names if name.startswith("tokenizer.")]
-
-
-def replaced(stage: Stage) -> Stage:
-    stage.evals = []
-    return stage
-
-
-def targets(module: LanguageTraining, document: Document) -> tuple[int, int]:
-    """How many words are learned at the places of vectors, and elsewhere."""
-    (words,) = module.sequences([document])
-    ((start, stop),) = words.input_spans
-    inside = sum(words.target[start:stop])
-    assert isinstance(words.inputs[0], Patches) and int(words.inputs[0].keep_N.sum()) == stop - start
-    return inside, sum(words.target) - inside
 
 
 def test_the_codes_of_an_image_that_is_read_are_learned_where_the_switch_says(work: Path) -> None:

@@ -106,6 +106,10 @@ def test_when_drawn_the_likeliest_patches_are_kept_as_many_as_before() -> None:
     sure = codes.kept(wanted, 8.0)[0]
     assert sure.argsort().tolist() == [1, 3, 0, 2] and int((sure > 0.5).sum()) == 2
     torch.testing.assert_close(codes.kept(wanted)[0], wanted[0, :, 0])
+    codes.codebook_VC = torch.nn.functional.normalize(torch.randn(CODES, WIDTH, generator=tiny.generator(2)), dim=-1)
+    seen = torch.randn(1, PATCHES, 1 + WIDTH, generator=tiny.generator(3))
+    once, often = codes.emissions(seen), codes.emissions(seen, 4.0)
+    assert torch.equal(once.argmax(-1), often.argmax(-1)) and (often.amax(-1) > once.amax(-1)).all()
     # what is surely kept or surely not is said to be so, and nothing is impossible
     wanted[0, :, 0] = torch.tensor([1.3, -0.2, 0.9, 0.1])
     bounds = codes.kept(wanted)[0]

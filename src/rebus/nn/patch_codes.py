@@ -43,7 +43,8 @@ class PatchCodesConfig:
     width: int = 16
     """Width of a code."""
     surer: float = 4.0
-    """How many times as sure it is taken to be which patches are kept when an image is drawn as while it is learned; as many stay likely as before."""
+    """How many times as sure it is taken to be, when an image is drawn, which patches are kept, of which as many stay likely as before, and which
+    codes they have: what was fitted knows a mean of what may be meant."""
     draws: WordDrawingsConfig = WordDrawingsConfig(apart=32)
     """How words become patches."""
 
@@ -99,16 +100,16 @@ class PatchCodes(nn.Module):
         between_I1 = (order_IP.gather(1, count_I1 - 1) + order_IP.gather(1, count_I1)) / 2
         return ((keep_IP.logit() - between_I1.logit()) * surer).sigmoid().clamp(LEAST, 1 - LEAST)
 
-    def emissions(self, wanted_IPX: Tensor) -> Tensor:
+    def emissions(self, wanted_IPX: Tensor, surer: float = 1.0) -> Tensor:
         """How likely each code is at each patch, if that is kept, [I, P, V]."""
         near_IPV = wanted_IPX[..., 1:].float() @ self.codebook_VC.T
-        return (near_IPV * self.sharpness.exp()).softmax(-1)
+        return (near_IPV * self.sharpness.exp() * surer).softmax(-1)
 
     def follow(self, wanted_IPX: Tensor, codes_IT: Tensor, surer: float = 1.0) -> Tensor:
         """Of images with these codes (−1: behind the last) what comes first and then behind each code: log-probabilities of the end and of every code,
         [I, T + 1, 1 + V]."""
         move_IQP = moves(self.kept(wanted_IPX, surer))
-        code_IPV = self.emissions(wanted_IPX)
+        code_IPV = self.emissions(wanted_IPX, surer)
         at_IQ = F.pad(torch.zeros_like(move_IQP[..., 0])[:, 1:], (1, 0), value=1.0)  # before the first patch
         said = []
         for codes_I in (*codes_IT.unbind(1), None):

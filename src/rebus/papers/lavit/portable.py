@@ -56,7 +56,8 @@ def outline(config: LavitConfig) -> tuple[nn.Module, InterleavedLM, nn.Module]:
         else:
             detokenizer = LavitDetokenizer(config.detokenizer, source="")
         tokenizer = LavitTokenizer(config.tokenizer, source="")
-        return tokenizer, InterleavedLM(llm, LavitInputProjector(config.projector, llm.width)), detokenizer
+        way_in = LavitInputProjector(config.projector, llm.width, words=config.words)
+        return tokenizer, InterleavedLM(llm, way_in), detokenizer
 
 
 SOURCES: dict[str, tuple[Source, ...]] = {

@@ -348,6 +348,8 @@ def test_the_image_decoder_goes_on_from_an_earlier_run(work: Path) -> None:
     again = stage3_pixels.stage(replace(PIXELS, begin="earlier", singles=2), work).module.state_dict()
     for name, x in stage.module.state_dict().items():
         assert torch.equal(again[name], held.get(name, x)), name
+    with pytest.raises(RebusError, match=r"There is no .*never/weights\.safetensors"):
+        stage3_pixels.stage(replace(PIXELS, begin="never"), work)
 
 
 def test_the_mini_is_packed_and_loaded_as_it_was_trained(

@@ -132,9 +132,10 @@ class PatchCodes(nn.Module):
         return first, self.follow(wanted_PX[None], codes_1T, self.config.surer)[0, -1]
 
     def next_logits(self, hidden_BLD: Tensor, ids_BL: Tensor, where_BL: Tensor) -> Tensor:
-        """What comes next behind some words of whole rows, [N, 1 + V]: each must stand within an image whose beginning is in the row."""
+        """What comes next behind some words of whole rows, [N, 1 + V]: each must stand within an image whose beginning is in the row. It teaches how
+        sharply codes are chosen, but not what is to be said: a chain of places has gradients that would drown all others."""
         row_I, begin_I = (ids_BL == self.config.begin).nonzero(as_tuple=True)
-        wanted_IPX = self.wanted(hidden_BLD[row_I, begin_I])
+        wanted_IPX = self.wanted(hidden_BLD[row_I, begin_I]).detach()
         code_BL = self.summed.among(ids_BL)
         length = ids_BL.shape[1]
         places_L = torch.arange(length, device=ids_BL.device)

@@ -24,7 +24,6 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rebus.checkpoint import load_module
@@ -36,6 +35,7 @@ from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import load_denoiser, psnr
 from rebus.mini.frozen import Frozen
 from rebus.mini.looks import Looks, LooksConfig, Shown, drawing_losses, load_looks, weighed
+from rebus.mini.named_stage import read_stage
 from rebus.nn.text_encoder import prompt_states
 from rebus.papers.lavit.bank import bank_codes, bank_tokenizer, stage_files, unpadded
 from rebus.papers.lavit.detokenizer import HighresConfig, LavitDetokenizer, LowresConfig
@@ -239,11 +239,10 @@ def begun(config: Config, data: Frozen, tokenizer: LavitTokenizer) -> MiniPixelT
     model.codec.load_state_dict(data.codec.state_dict())
     model.norm.load_state_dict(data.vision.norm.state_dict())
     model.codebook_KE.copy_(tokenizer.quantizer.codebook_KC)
+    module = MiniPixelTraining(config, model, load_looks(config.looks))
     if config.begin is not None:
-        held = load_file(data.work / config.begin / "weights.safetensors")
-        stored = {name.removeprefix("detokenizer."): x.float() for name, x in held.items()}
-        model.load_state_dict({**model.state_dict(), **stored})
-    return MiniPixelTraining(config, model, load_looks(config.looks))
+        read_stage(module, data.work / config.begin)
+    return module
 
 
 def on_bank(config: Config, work: Path) -> Stage:

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import load_denoiser, psnr
 from rebus.mini.frozen import Frozen, fingerprint, take
 from rebus.mini.looks import Looks, LooksConfig, Shown, drawing_losses, load_looks, weighed
+from rebus.mini.named_stage import read_stage
 from rebus.papers.seed.bank import bank_codes, read_vision
 from rebus.papers.seed.detokenizer import (
     SeedDetokenizer,
@@ -127,10 +127,6 @@ def stage(config: Config, work: Path) -> Stage:
     if isinstance(model, SeedDetokenizer):
         model.draft.load_state_dict(draft.state_dict())
     model.codec.load_state_dict(data.codec.state_dict())
-    if config.begin is not None:
-        held = load_file(work / config.begin / "weights.safetensors")
-        stored = {name.removeprefix("detokenizer."): x.float() for name, x in held.items()}
-        model.load_state_dict({**model.state_dict(), **stored})
 
     @torch.no_grad()
     def rebuilt(split: str, i: np.ndarray) -> Tensor:
@@ -148,6 +144,8 @@ def stage(config: Config, work: Path) -> Stage:
         return data.states(split, i) if isinstance(model, StatesDetokenizer) else data.rows(split, i, "embeddings")[0]
 
     module = DetokenizerTraining(config, model, load_looks(config.looks))
+    if config.begin is not None:
+        read_stage(module, work / config.begin)
     order = weighed(data, config.singles)
 
     def step(module: DetokenizerTraining, numbers: np.ndarray) -> Losses:

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from rebus.data.edit_pairs import EditBatches
 from rebus.data.pairs import needed
 from rebus.mini.bank import IndexBatches
 from rebus.mini.denoiser import psnr
 from rebus.mini.looks import LooksConfig, weighed
+from rebus.mini.named_stage import read_stage
 from rebus.papers.seed_x.decoder_training import FIRST, SECOND, DecoderTraining, drawn, edit_figures, second_decoder
 from rebus.papers.seed_x.detokenizer import FIRST_STAGE, SECOND_STAGE, SeedXDetokenizerConfig
 from rebus.papers.seed_x.edit_bank import EditBankConfig, Seen
@@ -140,10 +140,6 @@ def on_bank(config: Config, first: SeedXDetokenizerConfig, work: Path) -> Stage:
     torch.manual_seed(config.seed)
     seen = Seen(work, config.detokenizer.strip, config.bank)
     model = second_decoder(first, config.detokenizer, seen)
-    if config.begin is not None:
-        held = load_file(work / config.begin / "weights.safetensors")
-        stored = {name.removeprefix("detokenizer."): x.float() for name, x in held.items()}
-        model.load_state_dict({**model.state_dict(), **stored})
     edited, order = seen.banks["train"], weighed(seen.data, config.singles)
 
     def step(module: DecoderTraining, numbers: np.ndarray) -> Losses:
@@ -166,16 +162,19 @@ def on_bank(config: Config, first: SeedXDetokenizerConfig, work: Path) -> Stage:
             psnr(drawn(model, seen.pure("val", singles)[1]), seen.data.bank("val").pixels(singles)),
         )
 
+    module = DecoderTraining(
+        model,
+        untold=config.untold,
+        unseen=config.unseen,
+        blurred=config.blurred,
+        examples_ISC=seen.examples(),
+        looks=config.looks,
+    )
+    if config.begin is not None:
+        read_stage(module, work / config.begin)
     return Stage(
         name=SECOND,
-        module=DecoderTraining(
-            model,
-            untold=config.untold,
-            unseen=config.unseen,
-            blurred=config.blurred,
-            examples_ISC=seen.examples(),
-            looks=config.looks,
-        ),
+        module=module,
         step=step,
         trainable=[Trainable(f"detokenizer.{part}.*", config.lr) for part in config.learns],
         data=IndexBatches(len(order), config.batch, seed=config.seed),
